@@ -1,0 +1,62 @@
+//! `x = d scale q - dmin min`, `q` in 0..=3, super-blocks of 256: 16 groups of 16, scale and min in four bits each.
+
+use super::{
+    Overflow,
+    k_search::{Grid, affine, nearest_int},
+    scale,
+};
+use edgeft_runtime::format::block::BlockQ2K;
+
+const GRID: Grid = Grid { nmax: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true };
+
+pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
+    let mut codes = [0u8; 256];
+    let (mut fitted, mut mins) = ([0f32; 16], [0f32; 16]);
+    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+        let weights: [f32; 16] = std::array::from_fn(|l| x[l].abs());
+        (fitted[j], mins[j]) = affine(x, &weights, GRID, codes);
+    }
+    let largest = |v: &[f32; 16]| v.iter().fold(0f32, |m, &s| if s > m { s } else { m });
+    let (max_scale, max_min) = (largest(&fitted), largest(&mins));
+    let four_bits = |v: &[f32; 16], max: f32| v.map(|s| if max > 0.0 { nearest_int(15.0 / max * s) as u8 } else { 0 });
+    let (low, high) = (four_bits(&fitted, max_scale), four_bits(&mins, max_min));
+    let scales: [u8; 16] = std::array::from_fn(|j| low[j] | high[j] << 4);
+    let (d, dmin) = (scale(max_scale / 15.0)?, scale(max_min / 15.0)?);
+    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+        let step = d.to_f32() * f32::from(scales[j] & 15);
+        if step == 0.0 {
+            continue; // every code decodes to the same value; ggml leaves those of the fit
+        }
+        let min = dmin.to_f32() * f32::from(scales[j] >> 4);
+        for (c, &v) in codes.iter_mut().zip(x) {
+            *c = nearest_int((v + min) / step).clamp(0, 3) as u8;
+        }
+    }
+    Ok(BlockQ2K { scales, qs: pairs(&codes), d, dmin })
+}
+
+/// Two-bit codes, 32 bytes for every 128 elements: bits `2g` and `2g + 1` of a byte belong to the `g`-th 32.
+pub(super) fn pairs(q: &[u8; 256]) -> [u8; 64] {
+    std::array::from_fn(|i| {
+        let j = i / 32 * 128 + i % 32;
+        q[j] | q[j + 32] << 2 | q[j + 64] << 4 | q[j + 96] << 6
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::encode;
+    use edgeft_runtime::format::GgmlType::Q2_K;
+
+    #[test]
+    fn known_bytes() {
+        // Every group is 0 ..= 3 four times: scale 1, min 0, so d = 1/15 (f16 0x2c44), scales 15, codes are the values.
+        let x: [f32; 256] = std::array::from_fn(|i| (i % 4) as f32);
+        let mut out = Vec::new();
+        encode(Q2_K, &x, &mut out).unwrap();
+        let mut want = vec![0x0f; 16];
+        want.extend((0..64u8).map(|i| (i % 4) * 0x55));
+        want.extend([0x44, 0x2c, 0, 0]);
+        assert_eq!(out, want);
+    }
+}

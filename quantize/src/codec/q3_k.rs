@@ -1,0 +1,63 @@
+//! `x = d (scale - 32) q`, `q` in -4..=3, super-blocks of 256: 16 groups of 16, scales in six bits.
+//!
+//! The group scale of largest magnitude becomes -32, so `d` has its sign turned. Two bits of a code lie in `qs`, the third
+//! in `hmask`: bit `g` of `hmask[j]` belongs to element `j` of the `g`-th 32.
+
+use super::{
+    Overflow,
+    k_search::{descent, nearest_int},
+    q2_k::pairs,
+    scale, signed_max,
+};
+use edgeft_runtime::format::block::BlockQ3K;
+use half::f16;
+
+pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
+    let mut codes = [0i8; 256];
+    let mut fitted = [0f32; 16];
+    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+        fitted[j] = descent(x, 4, codes);
+    }
+    let max_scale = signed_max(&fitted);
+    let (mut d, mut six_bits, mut scales) = (f16::ZERO, [0u8; 16], [0u8; 12]);
+    if max_scale != 0.0 {
+        let inverse = -32.0 / max_scale;
+        d = scale(1.0 / inverse)?;
+        six_bits = fitted.map(|s| ((nearest_int(inverse * s) as i8).clamp(-32, 31) + 32) as u8);
+        for (j, s) in six_bits.iter().enumerate() {
+            scales[j % 8] |= (s & 15) << (4 * (j / 8));
+            scales[j % 4 + 8] |= (s >> 4) << (2 * (j / 4));
+        }
+    }
+    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+        let step = d.to_f32() * (f32::from(six_bits[j]) - 32.0);
+        if step == 0.0 {
+            continue; // every code decodes to 0; ggml leaves those of the fit
+        }
+        for (c, &v) in codes.iter_mut().zip(x) {
+            *c = (nearest_int(v / step).clamp(-4, 3) + 4) as i8;
+        }
+    }
+    let q = codes.map(|c| c as u8);
+    let hmask = std::array::from_fn(|j| (0..8).fold(0, |h, g| h | (q[32 * g + j] >> 2) << g));
+    Ok(BlockQ3K { hmask, qs: pairs(&q.map(|q| q & 3)), scales, d })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::encode;
+    use edgeft_runtime::format::GgmlType::Q3_K;
+
+    #[test]
+    fn known_bytes() {
+        // Every group is -4 ..= 3 twice: scale 1, so d = -1/32 and all six-bit scales 0 (-32): code = x + 4.
+        let x: [f32; 256] = std::array::from_fn(|i| (i % 8) as f32 - 4.0);
+        let mut out = Vec::new();
+        encode(Q3_K, &x, &mut out).unwrap();
+        let mut want: Vec<u8> = (0..32).map(|i| if i % 8 >= 4 { 0xff } else { 0 }).collect();
+        want.extend((0..64u8).map(|i| (i % 4) * 0x55));
+        want.extend([0; 12]);
+        want.extend([0x00, 0xa8]); // -2^-5
+        assert_eq!(out, want);
+    }
+}

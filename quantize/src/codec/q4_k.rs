@@ -1,0 +1,110 @@
+//! `x = d scale q - dmin min`, `q` in 0..=15, super-blocks of 256: 8 groups of 32, scales and mins in six bits.
+//!
+//! Each group is fitted by itself ([`affine`]) with weights `rms + |x|`; the largest scale and the largest min then set `d`
+//! and `dmin`, and the codes are rounded once more against what the six bits really say.
+
+use super::{
+    Overflow,
+    k_search::{Grid, affine, nearest_int},
+    scale,
+};
+use edgeft_runtime::format::block::{BlockQ4K, scale_min_k4};
+use half::f16;
+
+const GRID: Grid = Grid { nmax: 15, first: -1.0, delta: 0.1, steps: 20, absolute: false };
+
+pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
+    let Groups { d, dmin, scales, codes } = groups(x, GRID)?;
+    // 32 bytes for every 64 elements: the first 32 low, the next 32 high.
+    let qs = std::array::from_fn(|i| {
+        let j = i / 32 * 64 + i % 32;
+        codes[j] | codes[j + 32] << 4
+    });
+    Ok(BlockQ4K { d, dmin, scales, qs })
+}
+
+/// What Q4_K and Q5_K share: the scales of eight groups and 256 codes of `0..=nmax`.
+pub(super) struct Groups {
+    pub d: f16,
+    pub dmin: f16,
+    pub scales: [u8; 12],
+    pub codes: [u8; 256],
+}
+
+pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
+    let mut codes = [0u8; 256];
+    let (mut scales, mut mins) = ([0f32; 8], [0f32; 8]);
+    for (j, (x, codes)) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
+        let rms = (x.iter().fold(0f32, |s, v| s + v * v) / 32.0).sqrt();
+        let weights: [f32; 32] = std::array::from_fn(|l| rms + x[l].abs());
+        (scales[j], mins[j]) = affine(x, &weights, grid, codes);
+    }
+    let largest = |v: &[f32; 8]| v.iter().fold(0f32, |m, &s| if s > m { s } else { m });
+    let (max_scale, max_min) = (largest(&scales), largest(&mins));
+    let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
+    let (inverse_scale, inverse_min) = (inverse(max_scale), inverse(max_min));
+    let six_bits = |v: f32| (nearest_int(v) as u8).min(63);
+    let mut packed = [0u8; 12];
+    for j in 0..8 {
+        let (s, m) = (six_bits(inverse_scale * scales[j]), six_bits(inverse_min * mins[j]));
+        if j < 4 {
+            packed[j] = s;
+            packed[j + 4] = m;
+        } else {
+            packed[j + 4] = (s & 15) | (m & 15) << 4;
+            packed[j - 4] |= (s >> 4) << 6;
+            packed[j] |= (m >> 4) << 6;
+        }
+    }
+    let (d, dmin) = (scale(max_scale / 63.0)?, scale(max_min / 63.0)?);
+    for (j, (x, codes)) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
+        let (s, m) = scale_min_k4(j, &packed);
+        let step = d.to_f32() * f32::from(s);
+        if step == 0.0 {
+            continue; // every code decodes to the same value; ggml leaves those of the fit
+        }
+        let min = dmin.to_f32() * f32::from(m);
+        for (c, &v) in codes.iter_mut().zip(x) {
+            *c = nearest_int((v + min) / step).clamp(0, grid.nmax) as u8;
+        }
+    }
+    Ok(Groups { d, dmin, scales: packed, codes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{encode, tests::*};
+    use edgeft_runtime::format::GgmlType::Q4_K;
+
+    #[test]
+    fn known_bytes() {
+        // Every group is 0 ..= 15 twice: scale 1 in each, min 0, so d = 1/63, all scales 63, and the codes are the values.
+        let x: [f32; 256] = std::array::from_fn(|i| (i % 16) as f32);
+        let mut out = Vec::new();
+        encode(Q4_K, &x, &mut out).unwrap();
+        // d: 1/63 in f16 is 0x2410 (2^-6 * (1 + 16/1024)); sc: low four groups 63 with the high two bits of the upper
+        // four's 63 = 0b11 above, mins 0, and 0x0f for the upper four.
+        let mut want = vec![0x10, 0x24, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0x0f, 0x0f, 0x0f, 0x0f];
+        want.extend((0..128u8).map(|i| (i % 16) | (i % 16) << 4));
+        assert_eq!(out, want);
+    }
+
+    #[test]
+    fn error_is_bounded_by_the_step_of_the_group() {
+        // Codes span a group's range with 15 steps; the scale is a 63rd of the largest group's, rounded: half a step of the
+        // group, half a 63rd of the largest scale times 15, the same for the min, and f16 rounding of d and dmin.
+        let x = weights(4096, 8);
+        for (x, y) in x.chunks(256).zip(round_trip(Q4_K, &x).chunks(256)) {
+            let span = |g: &[f32]| super::super::min_max(g).1.max(0.0) - super::super::min_max(g).0.min(0.0);
+            let top = x.chunks(32).map(span).fold(0f32, f32::max);
+            let low = x.iter().fold(0f32, |m, v| m.max(-v));
+            for (x, y) in x.chunks(32).zip(y.chunks(32)) {
+                // The fit may clip the extremes by a step to serve the rest.
+                let bound = span(x) / 15.0 * 2.0 + top / 126.0 * 1.2 + low / 126.0 * 1.2;
+                for (a, b) in x.iter().zip(y) {
+                    assert!((a - b).abs() <= bound, "{a} {b} {bound}");
+                }
+            }
+        }
+    }
+}

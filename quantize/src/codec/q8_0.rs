@@ -1,0 +1,41 @@
+//! `x = d q`, `q` in -127..=127, blocks of 32: `d = max|x| / 127`, `q = round(x / d)` away from zero at halves.
+
+use super::{Overflow, inverse, scale, truncate};
+use edgeft_runtime::format::block::BlockQ8_0;
+
+pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ8_0, Overflow> {
+    let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let d = amax / 127.0;
+    let id = inverse(d);
+    Ok(BlockQ8_0 { d: scale(d)?, qs: x.map(|v| truncate((v * id).round()) as i8) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{encode, tests::*};
+    use edgeft_runtime::format::GgmlType::Q8_0;
+
+    #[test]
+    fn known_bytes() {
+        // max 127 gives d = 1 (f16 0x3c00), so the codes are the rounded values; 2.5 goes away from zero.
+        let mut x = [0.0f32; 32];
+        (x[0], x[1], x[2], x[3], x[31]) = (127.0, -127.0, 2.5, -2.5, 0.49);
+        let mut want = vec![0x00, 0x3c, 127, 0x81, 3, 0xfd];
+        want.resize(34, 0);
+        let mut out = Vec::new();
+        encode(Q8_0, &x, &mut out).unwrap();
+        assert_eq!(out, want);
+    }
+
+    #[test]
+    fn error_is_at_most_half_a_step_and_the_rounding_of_the_scale() {
+        // |x - d q| <= d / 2 + 127 * (d rounded to f16: d * 2^-11)
+        let x = weights(4096, 3);
+        for (x, y) in x.chunks(32).zip(round_trip(Q8_0, &x).chunks(32)) {
+            let d = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+            for (a, b) in x.iter().zip(y) {
+                assert!((a - b).abs() <= d * (0.5 + 127.0 / 2048.0) * 1.001, "{a} {b} {d}");
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! f32 rows become file bytes.
+#![forbid(unsafe_code)]
+
+pub mod codec;

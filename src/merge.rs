@@ -1,0 +1,200 @@
+//! base + adapter → tensors, one at a time, in f32: never two models in memory, never a 16-bit stop on the way.
+
+use crate::error::BadInput;
+use crate::model::bert::checkpoint_name;
+use crate::model::config::{Config, Family, RopeScaling};
+use crate::model::load::Checkpoint;
+use crate::model::network::Task;
+use crate::model::open::Opened;
+use crate::model::peft::AdapterConfig;
+use candle_core::{Device, Tensor};
+use edgeft_quantize::source::{Arch, BoxError, ModelSpec, RopeScaling as SpecScaling, RopeSpec, Task as SpecTask, TensorSource};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+const PREFIX: &str = "base_model.model.";
+
+/// A base with an adapter folded in, tensor by tensor.
+pub struct Merged<'a> {
+    base: &'a Checkpoint,
+    spec: ModelSpec,
+    adapter: Option<Adapter>,
+    /// Name as the base spells it, shape.
+    tensors: Vec<(String, Vec<usize>)>,
+    /// Base tensor → adapter module.
+    folded: BTreeMap<String, String>,
+    /// Tensor → key in the adapter that replaces it.
+    replaced: BTreeMap<String, String>,
+}
+
+struct Adapter {
+    config: AdapterConfig,
+    tensors: Checkpoint,
+}
+
+impl<'a> Merged<'a> {
+    /// Lines up base and adapter.
+    ///
+    /// # Errors
+    /// An adapter key that nothing takes, or a half of a pair, by name.
+    pub fn new(opened: &'a Opened) -> anyhow::Result<Self> {
+        let task = opened.task()?;
+        let spec = spec(&opened.config, task.as_ref(), &opened.name)?;
+        let base = &opened.weights;
+        let generates = matches!(task, Some(Task::Generate));
+        let mut shapes: BTreeMap<String, Vec<usize>> = base
+            .names()
+            .filter(|n| !(n.starts_with("cls.") || n.ends_with("position_ids") || n.ends_with("rotary_emb.inv_freq")))
+            .filter(|n| *n != "lm_head.weight" || (generates && !opened.config.tie_word_embeddings))
+            .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
+            .collect();
+        let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
+        let adapter = match &opened.adapter {
+            None => None,
+            Some(dir) => {
+                let file = dir.join("adapter_model.safetensors");
+                let adapter = Adapter { config: AdapterConfig::read(dir)?, tensors: Checkpoint::open(&file)? };
+                for key in adapter.tensors.names() {
+                    let Some(name) = key.strip_prefix(PREFIX) else {
+                        crate::bad_input!("{}: tensor `{key}` does not begin with `{PREFIX}`", file.display());
+                    };
+                    if let Some(module) = name.strip_suffix(".lora_A.weight") {
+                        let at = checkpoint_name(base, &format!("{module}.weight"));
+                        let (a, b) = (adapter.tensors.shape(key), adapter.tensors.shape(&format!("{PREFIX}{module}.lora_B.weight")));
+                        match (shapes.get(&at).map(Vec::as_slice), a.as_deref(), b.as_deref()) {
+                            (Some([out, input]), Some([r, i]), Some([o, r2])) if out == o && input == i && r == r2 => {
+                                folded.insert(at, module.to_owned());
+                            }
+                            (None, ..) => crate::bad_input!("{}: `{module}` is not in the base model", file.display()),
+                            (w, a, b) => crate::bad_input!(
+                                "{}: `{module}`: A {a:?} and B {b:?} do not fit the base's {w:?}; is it the base it was tuned on?",
+                                file.display()
+                            ),
+                        }
+                    } else if !name.ends_with(".lora_B.weight") {
+                        let at = checkpoint_name(base, name);
+                        shapes.insert(at.clone(), adapter.tensors.shape(key).unwrap_or_default());
+                        replaced.insert(at, key.to_owned());
+                    }
+                }
+                Some(adapter)
+            }
+        };
+        Ok(Self { base, spec, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
+    }
+
+    /// How many tensors the adapter changes.
+    pub fn changed(&self) -> usize {
+        self.folded.len() + self.replaced.len()
+    }
+
+    fn values(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+        if let (Some(key), Some(adapter)) = (self.replaced.get(name), &self.adapter) {
+            return Ok(adapter.tensors.read(key)?.1);
+        }
+        let (shape, mut values) = self.base.read(name)?;
+        if let (Some(module), Some(adapter)) = (self.folded.get(name), &self.adapter) {
+            let half = |side: &str| -> anyhow::Result<Tensor> {
+                let (shape, values) = adapter.tensors.read(&format!("{PREFIX}{module}.lora_{side}.weight"))?;
+                Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+            };
+            let delta = (half("B")?.matmul(&half("A")?)? * adapter.config.scale())?;
+            if delta.dims() != shape {
+                crate::bad_input!("`{name}`: the adapter's product is {:?}, the weight {shape:?}", delta.dims());
+            }
+            for (w, d) in values.iter_mut().zip(delta.flatten_all()?.to_vec1::<f32>()?) {
+                *w += d;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Writes one safetensors file, tensor by tensor, beside its final name; f32, or f16 when `half`.
+    pub fn write_safetensors(&self, path: &Path, half: bool) -> anyhow::Result<u64> {
+        let mut header = serde_json::Map::new();
+        header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
+        let (mut offset, size) = (0u64, if half { 2 } else { 4 });
+        for (name, shape) in &self.tensors {
+            let end = offset + shape.iter().product::<usize>() as u64 * size;
+            let dtype = if half { "F16" } else { "F32" };
+            header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}));
+            offset = end;
+        }
+        let mut head = serde_json::to_vec(&header)?;
+        head.resize(head.len().next_multiple_of(8), b' ');
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
+        file.write_all(&(head.len() as u64).to_le_bytes())?;
+        file.write_all(&head)?;
+        for (name, _) in &self.tensors {
+            for value in self.values(name)? {
+                if half {
+                    file.write_all(&half::f16::from_f32(value).to_le_bytes())?;
+                } else {
+                    file.write_all(&value.to_le_bytes())?;
+                }
+            }
+        }
+        let file = file.into_inner().map_err(|e| anyhow::anyhow!("cannot write {}: {}", path.display(), e.error()))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(head.len() as u64 + 8 + offset)
+    }
+}
+
+impl TensorSource for Merged<'_> {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.tensors.clone()
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, BoxError> {
+        self.values(name).map_err(Into::into)
+    }
+}
+
+/// The network's shape in the words of the quantizer.
+fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<ModelSpec> {
+    let decoder = config.family.is_decoder();
+    let scaling = match config.rope_scaling {
+        RopeScaling::None => SpecScaling::None,
+        RopeScaling::Linear { factor } => SpecScaling::Linear { factor },
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            SpecScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+        }
+    };
+    let short = Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(name);
+    Ok(ModelSpec {
+        arch: match config.family {
+            Family::Llama | Family::Mistral => Arch::Llama,
+            Family::Qwen2 => Arch::Qwen2,
+            Family::Bert => Arch::Bert,
+        },
+        name: short.to_owned(),
+        vocab_size: config.vocab_size,
+        n_ctx: config.max_position_embeddings,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        n_layers: config.num_hidden_layers,
+        n_heads: config.num_attention_heads,
+        n_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        norm_eps: config.norm_eps,
+        rope: decoder.then_some(RopeSpec { theta: config.rope_theta, scaling }),
+        sliding_window: config.sliding_window,
+        task: match task {
+            Some(Task::Generate) => SpecTask::Generate,
+            Some(Task::Classify(labels)) if labels.is_empty() => {
+                return Err(BadInput(format!("{name}: a classifier without labels")).into());
+            }
+            Some(Task::Classify(labels)) => SpecTask::Classify { labels: labels.clone() },
+            Some(Task::Span) => SpecTask::Answer,
+            None => SpecTask::Embed,
+        },
+        type_vocab_size: config.type_vocab_size,
+    })
+}

@@ -1,0 +1,156 @@
+//! Grouped-query attention over packed sequences (arXiv:1706.03762, arXiv:2305.13245).
+//!
+//! Neighbouring sequences of equal length are one batched GEMM. Within it the G query heads that share a key head are
+//! stacked as rows, so keys and values are never repeated: scores are (n K, G T, T).
+//! The backward computes the probabilities again instead of keeping them.
+
+use super::host::Host;
+use crate::model::Segment;
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+/// Shape of the heads, and who sees whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    /// H: query heads.
+    pub n_heads: usize,
+    /// K: key and value heads; divides H.
+    pub n_kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// A token sees only itself and what came before.
+    pub causal: bool,
+    /// A token sees itself and the `window - 1` tokens before it.
+    pub window: Option<usize>,
+}
+
+/// Sequences of one shape, next to each other in the batch.
+struct Group {
+    start: usize,
+    n: usize,
+    len: usize,
+    keys: usize,
+}
+
+impl Attention {
+    /// q: (N, H D), k and v: (N, K D) → (N, H D). softmax(q kᵀ / √D) v within each segment.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Result<Tensor> {
+        let parts = groups(segments)
+            .iter()
+            .map(|g| {
+                let p = self.probabilities(q, k, g)?;
+                self.join_q(&p.matmul(&self.split_kv(v, g)?)?, g)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&parts, 0)
+    }
+
+    /// (dq, dk, dv). With dP = dO Vᵀ: dS = P ⊙ (dP - rowsum(P ⊙ dP)) / √D, dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
+    pub fn backward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        dy: &Tensor,
+        segments: &[Segment],
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+        for g in &groups(segments) {
+            let p = self.probabilities(q, k, g)?;
+            let dout = self.split_q(dy, g)?;
+            dv.push(self.join_kv(&p.t()?.matmul(&dout)?, g)?);
+            let dp = dout.matmul(&self.split_kv(v, g)?.t()?)?;
+            let ds = self.softmax_backward(&p, &dp)?;
+            dq.push(self.join_q(&ds.matmul(&self.split_kv(k, g)?)?, g)?);
+            dk.push(self.join_kv(&ds.t()?.matmul(&self.split_q(q, g)?)?, g)?);
+        }
+        Ok((Tensor::cat(&dq, 0)?, Tensor::cat(&dk, 0)?, Tensor::cat(&dv, 0)?))
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// (n K, G T, T).
+    fn probabilities(&self, q: &Tensor, k: &Tensor, g: &Group) -> Result<Tensor> {
+        let scores = self.split_q(q, g)?.matmul(&self.split_kv(k, g)?.t()?)?;
+        let host = Host::new(&scores)?;
+        let mut out = vec![0.0; scores.elem_count()];
+        let len = g.len;
+        out.par_chunks_mut(len * len).zip(host.slice().par_chunks(len * len)).for_each(|(out, scores)| {
+            for (t, (out, s)) in out.chunks_mut(len).zip(scores.chunks(len)).enumerate() {
+                let end = if self.causal { (t + 1).min(g.keys) } else { g.keys };
+                let begin = self.window.map_or(0, |w| (t + 1).saturating_sub(w)).min(end);
+                let max = s[begin..end].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut sum = 0.0;
+                for j in begin..end {
+                    out[j] = ((s[j] - max) * self.scale()).exp();
+                    sum += out[j];
+                }
+                out[begin..end].iter_mut().for_each(|p| *p /= sum);
+            }
+        });
+        Tensor::from_vec(out, scores.shape(), scores.device())
+    }
+
+    fn softmax_backward(&self, p: &Tensor, dp: &Tensor) -> Result<Tensor> {
+        let width = p.dim(2)?;
+        let (ps, dps) = (Host::new(p)?, Host::new(dp)?);
+        let mut out = vec![0.0; p.elem_count()];
+        let chunk = width * super::host::rows_per_task(width);
+        out.par_chunks_mut(chunk).zip(ps.slice().par_chunks(chunk).zip(dps.slice().par_chunks(chunk))).for_each(
+            |(out, (p, dp))| {
+                for (out, (p, dp)) in out.chunks_mut(width).zip(p.chunks(width).zip(dp.chunks(width))) {
+                    let along: f32 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
+                    for j in 0..width {
+                        out[j] = p[j] * (dp[j] - along) * self.scale();
+                    }
+                }
+            },
+        );
+        Tensor::from_vec(out, p.shape(), p.device())
+    }
+
+    /// Rows of the group of (N, H D) → (n K, G T, D).
+    fn split_q(&self, x: &Tensor, g: &Group) -> Result<Tensor> {
+        let (k, d, per) = (self.n_kv_heads, self.head_dim, self.n_heads / self.n_kv_heads);
+        x.narrow(0, g.start, g.n * g.len)?
+            .reshape((g.n, g.len, k, per, d))?
+            .permute((0, 2, 3, 1, 4))?
+            .contiguous()?
+            .reshape((g.n * k, per * g.len, d))
+    }
+
+    /// The way back of [`Attention::split_q`].
+    fn join_q(&self, x: &Tensor, g: &Group) -> Result<Tensor> {
+        let (k, d, per) = (self.n_kv_heads, self.head_dim, self.n_heads / self.n_kv_heads);
+        x.reshape((g.n, k, per, g.len, d))?.permute((0, 3, 1, 2, 4))?.reshape((g.n * g.len, self.n_heads * d))
+    }
+
+    /// Rows of the group of (N, K D) → (n K, T, D).
+    fn split_kv(&self, x: &Tensor, g: &Group) -> Result<Tensor> {
+        let (k, d) = (self.n_kv_heads, self.head_dim);
+        x.narrow(0, g.start, g.n * g.len)?
+            .reshape((g.n, g.len, k, d))?
+            .transpose(1, 2)?
+            .contiguous()?
+            .reshape((g.n * k, g.len, d))
+    }
+
+    /// The way back of [`Attention::split_kv`].
+    fn join_kv(&self, x: &Tensor, g: &Group) -> Result<Tensor> {
+        let (k, d) = (self.n_kv_heads, self.head_dim);
+        x.reshape((g.n, k, g.len, d))?.transpose(1, 2)?.reshape((g.n * g.len, k * d))
+    }
+}
+
+fn groups(segments: &[Segment]) -> Vec<Group> {
+    let mut out: Vec<Group> = Vec::new();
+    for s in segments {
+        match out.last_mut() {
+            Some(g) if g.len == s.len && g.keys == s.keys => g.n += 1,
+            _ => out.push(Group { start: s.start, n: 1, len: s.len, keys: s.keys }),
+        }
+    }
+    out
+}

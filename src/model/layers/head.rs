@@ -1,0 +1,98 @@
+//! Losses. The language-model head never holds logits for the whole batch: rows without a label are left out before the
+//! head, and the rest pass through it [`CHUNK`] at a time, each chunk turned into its gradient before the next.
+
+use super::host::Host;
+use super::{Grads, linear::Linear};
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+/// Rows of logits alive at once.
+pub const CHUNK: usize = 256;
+
+/// Sums over the learned targets of a batch: nothing is divided before the optimizer step knows the whole count.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSum {
+    /// Negative log-likelihood in nats, summed.
+    pub nll: f64,
+    /// Targets that it was summed over.
+    pub count: usize,
+    /// Targets that the largest logit got right.
+    pub right: usize,
+}
+
+impl std::ops::AddAssign for LossSum {
+    fn add_assign(&mut self, o: Self) {
+        self.nll += o.nll;
+        self.count += o.count;
+        self.right += o.right;
+    }
+}
+
+/// Cross-entropy of (N, V) logits against one target a row, and its gradient (p - onehot) * `weight`.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(LossSum, Tensor)> {
+    let width = logits.dim(1)?;
+    let logits = logits.contiguous()?;
+    let host = Host::new(&logits)?;
+    let mut grad = vec![0.0; logits.elem_count()];
+    let rows: Vec<(f64, bool)> = grad
+        .par_chunks_mut(width)
+        .zip(host.slice().par_chunks(width).zip(targets))
+        .map(|(grad, (x, &target))| {
+            let target = target as usize;
+            let (at, max) =
+                x.iter().enumerate().fold((0, f32::NEG_INFINITY), |m, (i, v)| if *v > m.1 { (i, *v) } else { m });
+            let mut sum = 0.0f64;
+            for (g, x) in grad.iter_mut().zip(x) {
+                *g = (x - max).exp();
+                sum += f64::from(*g);
+            }
+            let nll = sum.ln() - f64::from(x[target] - max);
+            let scale = weight / sum as f32;
+            grad.iter_mut().for_each(|g| *g *= scale);
+            grad[target] -= weight;
+            (nll, at == target)
+        })
+        .collect();
+    let mut loss = LossSum { count: targets.len(), ..Default::default() };
+    for (nll, right) in rows {
+        loss.nll += nll;
+        loss.right += usize::from(right);
+    }
+    Ok((loss, Tensor::from_vec(grad, logits.shape(), logits.device())?))
+}
+
+/// Cross-entropy of `head(h)` at the learned rows of h: (N, C).
+///
+/// `targets[i]` is what row i must predict. Returns the sums and, when `weight` is given, the gradient of h for a loss of
+/// `weight` times the summed nats; the head's own gradient goes to `grads` when it is trained.
+pub fn linear_cross_entropy(
+    head: &Linear,
+    h: &Tensor,
+    targets: &[Option<u32>],
+    weight: Option<f32>,
+    grads: &mut Grads,
+) -> Result<(LossSum, Option<Tensor>)> {
+    let rows: Vec<u32> = (0..targets.len() as u32).filter(|i| targets[*i as usize].is_some()).collect();
+    let learned: Vec<u32> = targets.iter().flatten().copied().collect();
+    let mut loss = LossSum::default();
+    let mut parts = Vec::new();
+    for (rows, learned) in rows.chunks(CHUNK).zip(learned.chunks(CHUNK)) {
+        let index = Tensor::new(rows, h.device())?;
+        let x = h.index_select(&index, 0)?;
+        let logits = head.forward(&x, super::Pass::EVAL)?;
+        let (sum, dlogits) = cross_entropy(&logits, learned, weight.unwrap_or(0.0))?;
+        loss += sum;
+        if weight.is_some() {
+            parts.push(head.backward(&x, &dlogits, super::Pass::EVAL, grads)?);
+        }
+    }
+    if weight.is_none() {
+        return Ok((loss, None));
+    }
+    let dh = Tensor::zeros(h.shape(), h.dtype(), h.device())?;
+    if parts.is_empty() {
+        return Ok((loss, Some(dh)));
+    }
+    let index = Tensor::new(rows.as_slice(), h.device())?;
+    Ok((loss, Some(dh.index_add(&index, &Tensor::cat(&parts, 0)?, 0)?)))
+}

@@ -1,0 +1,103 @@
+//! RMSNorm (Zhang and Sennrich, arXiv:1910.07467) and LayerNorm (Ba et al., arXiv:1607.06450), row by row.
+
+use super::Grads;
+use super::host::{Host, rows_per_task};
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+/// Normalization over the last dimension.
+pub struct Norm {
+    /// Module path.
+    pub name: String,
+    /// (C).
+    pub weight: Tensor,
+    /// (C) for LayerNorm, which also subtracts the mean; absent for RMSNorm.
+    pub bias: Option<Tensor>,
+    /// Added to the variance (or mean square) before the root.
+    pub eps: f32,
+    /// Whether weight and bias are trained.
+    pub trained: bool,
+}
+
+impl Norm {
+    /// x: (N, C) → (N, C). y = (x - μ) r w + b with r = 1/√(mean((x - μ)²) + ε); RMSNorm has μ = 0 and no b.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (x, width) = (x.contiguous()?, x.dim(1)?);
+        let (xs, w) = (Host::new(&x)?, Host::new(&self.weight)?);
+        let bias = self.bias.as_ref().map(Host::new).transpose()?;
+        let (xs, w, bias) = (xs.slice(), w.slice(), bias.as_ref().map(Host::slice));
+        let mut out = vec![0.0; xs.len()];
+        let rows = rows_per_task(width);
+        out.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width)).for_each(|(out, xs)| {
+            for (out, x) in out.chunks_mut(width).zip(xs.chunks(width)) {
+                let (mean, r) = self.moments(x);
+                match bias {
+                    Some(b) => (0..width).for_each(|i| out[i] = (x[i] - mean) * r * w[i] + b[i]),
+                    None => (0..width).for_each(|i| out[i] = x[i] * r * w[i]),
+                }
+            }
+        });
+        Tensor::from_vec(out, x.shape(), x.device())
+    }
+
+    /// With x̂ = (x - μ) r and g = w ⊙ dy: dx = r (g - x̂ mean(g ⊙ x̂)), minus r mean(g) for LayerNorm; dw = Σ dy ⊙ x̂, db = Σ dy.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+        let (x, dy, width) = (x.contiguous()?, dy.contiguous()?, x.dim(1)?);
+        let (xs, dys, w) = (Host::new(&x)?, Host::new(&dy)?, Host::new(&self.weight)?);
+        let (xs, dys, w) = (xs.slice(), dys.slice(), w.slice());
+        let centred = self.bias.is_some();
+        let mut dx = vec![0.0; xs.len()];
+        let rows = rows_per_task(width);
+        dx.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width).zip(dys.par_chunks(rows * width))).for_each(
+            |(dx, (xs, dys))| {
+                for (dx, (x, dy)) in dx.chunks_mut(width).zip(xs.chunks(width).zip(dys.chunks(width))) {
+                    let (mean, r) = self.moments(x);
+                    let (mut along, mut sum) = (0.0, 0.0);
+                    for i in 0..width {
+                        let g = w[i] * dy[i];
+                        along += g * (x[i] - mean) * r;
+                        sum += g;
+                    }
+                    along /= width as f32;
+                    let shift = if centred { sum / width as f32 } else { 0.0 };
+                    for i in 0..width {
+                        dx[i] = r * (w[i] * dy[i] - shift - (x[i] - mean) * r * along);
+                    }
+                }
+            },
+        );
+        if self.trained {
+            let (mut dw, mut db) = (vec![0.0f32; width], vec![0.0f32; width]);
+            for (x, dy) in xs.chunks(width).zip(dys.chunks(width)) {
+                let (mean, r) = self.moments(x);
+                for i in 0..width {
+                    dw[i] += dy[i] * (x[i] - mean) * r;
+                    db[i] += dy[i];
+                }
+            }
+            grads.add(&format!("{}.weight", self.name), Tensor::from_vec(dw, width, x.device())?)?;
+            if centred {
+                grads.add(&format!("{}.bias", self.name), Tensor::from_vec(db, width, x.device())?)?;
+            }
+        }
+        Tensor::from_vec(dx, x.shape(), x.device())
+    }
+
+    /// Mean (0 for RMSNorm) and reciprocal root of one row.
+    fn moments(&self, x: &[f32]) -> (f32, f32) {
+        let n = x.len() as f32;
+        let mean = if self.bias.is_some() { x.iter().sum::<f32>() / n } else { 0.0 };
+        let square = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n;
+        (mean, 1.0 / (square + self.eps).sqrt())
+    }
+
+    /// Calls `f` with the name and the place of every trained tensor.
+    pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
+        if self.trained {
+            f(format!("{}.weight", self.name), &mut self.weight);
+            if let Some(b) = &mut self.bias {
+                f(format!("{}.bias", self.name), b);
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! MODEL, as the contract spells it: a Hugging Face folder, a RUN folder, a `.gguf` file, or `nano`.
+
+use super::config::Config;
+use super::load::Checkpoint;
+use super::network::{Network, Task};
+use super::peft::{self, AdapterConfig};
+use crate::demo::nano;
+use crate::error::BadInput;
+use crate::tune::run_folder::{RunFile, is_run};
+use candle_core::Device;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Where a MODEL is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The embedded model.
+    Nano,
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+    /// A RUN folder.
+    Run(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// A `config.json` alone: random weights.
+    Config(PathBuf),
+}
+
+impl Place {
+    /// # Errors
+    /// [`BadInput`] when nothing of the kind is there.
+    pub fn of(model: &str) -> anyhow::Result<Self> {
+        let path = PathBuf::from(model);
+        if model == "nano" && !path.exists() {
+            return Ok(Self::Nano);
+        }
+        if path.is_dir() {
+            if is_run(&path) {
+                return Ok(Self::Run(path));
+            }
+            if path.join("config.json").is_file() {
+                return Ok(Self::Folder(path));
+            }
+            crate::bad_input!("{model}: no config.json (a model folder) and no tune.toml (a RUN) in it");
+        }
+        if !path.exists() {
+            crate::bad_input!("{model}: no such file or folder; MODEL is a folder, a .gguf file, a RUN, or `nano`");
+        }
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("gguf") => Ok(Self::Gguf(path)),
+            Some("json") => Ok(Self::Config(path)),
+            _ => crate::bad_input!("{model}: not a model folder, a .gguf file, a RUN, or `nano`"),
+        }
+    }
+}
+
+/// Text side of a model folder.
+#[derive(Debug, Clone, Default)]
+pub struct TextFiles {
+    /// `tokenizer.json`.
+    pub tokenizer_json: Option<Vec<u8>>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<Value>,
+    /// Jinja source of the chat template.
+    pub chat_template: Option<String>,
+}
+
+impl TextFiles {
+    fn read(dir: &Path) -> anyhow::Result<Self> {
+        let optional = |name: &str| -> anyhow::Result<Option<Vec<u8>>> {
+            let path = dir.join(name);
+            if !path.is_file() {
+                return Ok(None);
+            }
+            Ok(Some(std::fs::read(&path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?))
+        };
+        let tokenizer_config = optional("tokenizer_config.json")?
+            .map(|bytes| {
+                serde_json::from_slice::<Value>(&bytes)
+                    .map_err(|e| BadInput(format!("{}: not valid JSON: {e}", dir.join("tokenizer_config.json").display())))
+            })
+            .transpose()?;
+        let chat_template = match optional("chat_template.jinja")? {
+            Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
+                BadInput(format!("{}: not UTF-8", dir.join("chat_template.jinja").display()))
+            })?),
+            None => tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str().map(str::to_owned)),
+        };
+        Ok(Self { tokenizer_json: optional("tokenizer.json")?, tokenizer_config, chat_template })
+    }
+
+    /// Text of a special token such as `bos_token`: a string, or an object with `content`.
+    pub fn special(&self, key: &str) -> Option<&str> {
+        let value = &self.tokenizer_config.as_ref()?[key];
+        value.as_str().or_else(|| value["content"].as_str())
+    }
+}
+
+/// A model opened for learning, merging or the candle engine.
+pub struct Opened {
+    /// As the user named it.
+    pub name: String,
+    /// Shape of the base.
+    pub config: Config,
+    /// `config.json` of the base.
+    pub config_json: Value,
+    /// Weights of the base.
+    pub weights: Checkpoint,
+    /// Tokenizer and template.
+    pub text: TextFiles,
+    /// What the run was, when the model is a RUN.
+    pub run: Option<RunFile>,
+    /// Adapter over the base.
+    pub adapter: Option<PathBuf>,
+    /// Files that make up the base, to be hashed; empty for `nano`.
+    pub base_path: Option<PathBuf>,
+}
+
+impl Opened {
+    /// Opens a Hugging Face folder, a RUN, `nano` or a bare `config.json`.
+    ///
+    /// # Errors
+    /// [`BadInput`] for a GGUF file (it opens in the runtime), and for all that cannot be read.
+    pub fn open(model: &str) -> anyhow::Result<Self> {
+        match Place::of(model)? {
+            Place::Nano => Self::nano(),
+            Place::Folder(dir) => Self::folder(model, &dir),
+            Place::Config(file) => {
+                let dir = file.parent().unwrap_or(Path::new("")).to_owned();
+                let config_json = read_json(&file)?;
+                Ok(Self {
+                    name: model.to_owned(),
+                    config: Config::read(&file)?,
+                    config_json,
+                    weights: Checkpoint::empty(),
+                    text: TextFiles::read(&dir)?,
+                    run: None,
+                    adapter: None,
+                    base_path: Some(file),
+                })
+            }
+            Place::Run(dir) => {
+                let run = RunFile::read(&dir)?;
+                if dir.join("config.json").is_file() {
+                    let mut opened = Self::folder(model, &dir)?; // --method full: the RUN is itself a model folder
+                    opened.run = Some(run);
+                    return Ok(opened);
+                }
+                let mut opened = Self::open(&run.run.model)?;
+                if opened.run.is_some() {
+                    crate::bad_input!("{model}: its base {} is a RUN too; merge that one first", run.run.model);
+                }
+                if !dir.join("adapter_model.safetensors").is_file() {
+                    crate::bad_input!("{model}: no adapter_model.safetensors: the run is not finished; go on with `edgeft tune --out {model} --resume`");
+                }
+                opened.name = model.to_owned();
+                opened.run = Some(run);
+                opened.adapter = Some(dir);
+                Ok(opened)
+            }
+            Place::Gguf(path) => crate::bad_input!("{}: a GGUF file cannot be tuned or merged yet; give its Hugging Face folder", path.display()),
+        }
+    }
+
+    fn folder(model: &str, dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("config.json");
+        Ok(Self {
+            name: model.to_owned(),
+            config: Config::read(&path)?,
+            config_json: read_json(&path)?,
+            weights: Checkpoint::open(dir)?,
+            text: TextFiles::read(dir)?,
+            run: None,
+            adapter: None,
+            base_path: Some(dir.to_owned()),
+        })
+    }
+
+    fn nano() -> anyhow::Result<Self> {
+        let config_json: Value = serde_json::from_str(nano::CONFIG)?;
+        Ok(Self {
+            name: "nano".into(),
+            config: Config::from_json(&config_json).map_err(BadInput)?,
+            config_json,
+            weights: Checkpoint::embedded("nano/model.safetensors", nano::WEIGHTS)?,
+            text: TextFiles {
+                tokenizer_json: Some(nano::TOKENIZER.as_bytes().to_vec()),
+                tokenizer_config: Some(serde_json::from_str(nano::TOKENIZER_CONFIG)?),
+                chat_template: Some(crate::demo::tokenizer::CHAT_TEMPLATE.to_owned()),
+            },
+            run: None,
+            adapter: None,
+            base_path: None,
+        })
+    }
+
+    /// What the model answers, as its run or its `architectures` say.
+    pub fn task(&self) -> anyhow::Result<Option<Task>> {
+        if let Some(run) = &self.run {
+            return Ok(Some(task_of_run(run, self.config.family.is_decoder())));
+        }
+        let architecture = self.config.architecture.as_deref().unwrap_or_default();
+        Ok(if architecture.ends_with("ForSequenceClassification") {
+            Some(Task::Classify(self.config.labels.clone()))
+        } else if architecture.ends_with("ForQuestionAnswering") {
+            Some(Task::Span)
+        } else if self.config.family.is_decoder() {
+            Some(Task::Generate)
+        } else {
+            None
+        })
+    }
+
+    /// The network with its adapter, for evaluation. `task` wins over what the model says of itself.
+    pub fn network(&self, task: Option<Task>, seed: u64) -> anyhow::Result<Network> {
+        let Some(task) = task.or(self.task()?) else {
+            crate::bad_input!("{}: an encoder without a head; tune it first (`edgeft tune --task classify`)", self.name);
+        };
+        let mut network = Network::load(&self.config, &self.weights, task, seed, &Device::Cpu)?;
+        if let Some(dir) = &self.adapter {
+            let adapter = AdapterConfig::read(dir)?;
+            peft::attach(&mut network, &adapter, seed)?;
+            peft::load_into(&mut network, dir)?;
+        }
+        Ok(network)
+    }
+}
+
+/// The task that a run taught.
+pub fn task_of_run(run: &RunFile, decoder: bool) -> Task {
+    use crate::tune::config::TaskName;
+    match run.tune.task {
+        Some(TaskName::Classify) => Task::Classify(run.run.labels.clone()),
+        Some(TaskName::Answer) if !decoder => Task::Span,
+        _ => Task::Generate,
+    }
+}
+
+fn read_json(path: &Path) -> anyhow::Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
+    serde_json::from_str(&text).map_err(|e| BadInput(format!("{}: not valid JSON: {e}", path.display())).into())
+}

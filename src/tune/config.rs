@@ -1,0 +1,341 @@
+//! How to tune: flags over `tune.toml` over defaults. The resolved values are saved beside the adapter.
+
+use super::schedule::Schedule;
+use crate::error::BadInput;
+use crate::model::config::Config;
+use crate::model::peft::AdapterConfig;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What the rows teach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskName {
+    /// Conversations; only the assistant's turns are learned.
+    Chat,
+    /// Prompt and completion; only the completion is learned.
+    Completion,
+    /// Plain text; every token is learned.
+    Text,
+    /// One label a row.
+    Classify,
+    /// A question, a context and the answer in it.
+    Answer,
+}
+
+/// Which weights are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank adapters, scaled by α/r.
+    Lora,
+    /// Low-rank adapters, scaled by α/√r.
+    Rslora,
+    /// Every weight.
+    Full,
+}
+
+/// What to do with a row longer than `--max-len`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TruncateName {
+    /// Stop, and say which length would cover the rows.
+    Error,
+    /// Leave the row out.
+    Drop,
+    /// Keep its end.
+    Left,
+    /// Keep its beginning.
+    Right,
+    /// Cut it into several.
+    Split,
+}
+
+macro_rules! settings {
+    ($($(#[$meta:meta])* $name:ident: $ty:ty,)*) => {
+        /// Values a user may give, as flags or in `tune.toml`; unknown keys are refused.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct Settings { $($(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $name: Option<$ty>,)* }
+
+        impl Settings {
+            /// These values where given, else `under`'s.
+            pub fn over(self, under: Settings) -> Settings {
+                Settings { $($name: self.$name.or(under.$name),)* }
+            }
+
+            /// The first value given here that differs from `saved`: name, this, that.
+            pub fn difference(&self, saved: &Settings) -> Option<(&'static str, String, String)> {
+                $(if self.$name.is_some() && self.$name != saved.$name {
+                    return Some((stringify!($name), format!("{:?}", self.$name), format!("{:?}", saved.$name)));
+                })*
+                None
+            }
+        }
+    };
+}
+
+settings! {
+    /// What the rows teach; read off their fields when not given
+    #[arg(long, value_enum)]
+    task: TaskName,
+    /// Which weights are trained [default: lora]
+    #[arg(long, value_enum)]
+    method: Method,
+    /// Rank of the adapters [default: 16]
+    #[arg(long, value_name = "R")]
+    rank: usize,
+    /// Scale of the adapters is ALPHA / R [default: twice the rank]
+    #[arg(long)]
+    alpha: f64,
+    /// Share of adapter inputs dropped while training [default: 0]
+    #[arg(long, value_name = "P")]
+    dropout: f32,
+    /// Modules that get an adapter, by comma [default: every projection]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    targets: Vec<String>,
+    /// Passes over the data [default: 3]
+    #[arg(long, conflicts_with = "steps")]
+    epochs: f64,
+    /// Optimizer steps, instead of epochs
+    #[arg(long)]
+    steps: usize,
+    /// Rows in one micro-batch [default: 16]
+    #[arg(long)]
+    batch: usize,
+    /// Micro-batches in one optimizer step [default: 1]
+    #[arg(long)]
+    accumulate: usize,
+    /// Longest row, in tokens [default: 256, or the model's context]
+    #[arg(long, value_name = "TOKENS")]
+    max_len: usize,
+    /// What to do with longer rows [default: error; txt files are cut in windows]
+    #[arg(long, value_enum)]
+    truncate: TruncateName,
+    /// Peak learning rate
+    #[arg(long)]
+    lr: f64,
+    /// Course of the learning rate [default: linear]
+    #[arg(long, value_enum)]
+    schedule: Schedule,
+    /// Warm-up: a share of the steps below 1, or a number of steps [default: 0.06]
+    #[arg(long)]
+    warmup: f64,
+    /// Weight decay of AdamW [default: 0.01]
+    #[arg(long)]
+    weight_decay: f64,
+    /// Largest global norm of the gradient; 0 is off [default: 1]
+    #[arg(long)]
+    clip: f64,
+    /// AdamW's beta 1 [default: 0.9]
+    #[arg(long)]
+    beta1: f64,
+    /// AdamW's beta 2 [default: 0.999]
+    #[arg(long)]
+    beta2: f64,
+    /// AdamW's epsilon [default: 1e-8]
+    #[arg(long)]
+    eps: f64,
+    /// Evaluate every N steps [default: once an epoch]
+    #[arg(long, value_name = "N")]
+    eval_every: usize,
+    /// Stop after N evaluations without a better loss; the best adapter is kept [default: never]
+    #[arg(long, value_name = "N")]
+    patience: usize,
+    /// Checkpoint every N steps [default: once an epoch]
+    #[arg(long, value_name = "N")]
+    save_every: usize,
+    /// Seed of order, initial weights and dropout [default: 0]
+    #[arg(long)]
+    seed: u64,
+}
+
+impl Settings {
+    /// Reads a `tune.toml` that a person wrote.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
+        toml::from_str(&text).map_err(|e| BadInput(format!("{}: {e}", path.display())).into())
+    }
+}
+
+/// Every value resolved.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct TuneConfig {
+    pub task: TaskName,
+    pub method: Method,
+    pub rank: usize,
+    pub alpha: f64,
+    pub dropout: f32,
+    pub targets: Vec<String>,
+    pub epochs: Option<f64>,
+    pub steps: Option<usize>,
+    pub batch: usize,
+    pub accumulate: usize,
+    pub max_len: usize,
+    pub truncate: TruncateName,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub warmup: f64,
+    pub weight_decay: f64,
+    pub clip: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub eval_every: Option<usize>,
+    pub patience: Option<usize>,
+    pub save_every: Option<usize>,
+    pub seed: u64,
+}
+
+impl TuneConfig {
+    /// Fills in what was not given, and refuses what cannot be.
+    pub fn resolve(settings: &Settings, task: TaskName, model: &Config) -> anyhow::Result<Self> {
+        let s = settings.clone();
+        let method = s.method.unwrap_or(Method::Lora);
+        let rank = s.rank.unwrap_or(16);
+        let encoder = !model.family.is_decoder();
+        let config = Self {
+            task,
+            method,
+            rank,
+            alpha: s.alpha.unwrap_or(2.0 * rank as f64),
+            dropout: s.dropout.unwrap_or(0.0),
+            targets: s.targets.unwrap_or_else(|| default_targets(encoder)),
+            epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
+            steps: s.steps,
+            batch: s.batch.unwrap_or(16),
+            accumulate: s.accumulate.unwrap_or(1),
+            max_len: s.max_len.unwrap_or(256).min(model.max_position_embeddings),
+            truncate: s.truncate.unwrap_or(TruncateName::Error),
+            // Low-rank pairs want about ten times the rate of full tuning; small models bear more.
+            lr: s.lr.unwrap_or(match (method, encoder) {
+                (Method::Full, _) => 3e-4,
+                (_, true) => 5e-4,
+                (_, false) if model.hidden_size <= 512 => 2e-3,
+                _ => 2e-4,
+            }),
+            schedule: s.schedule.unwrap_or(Schedule::Linear),
+            warmup: s.warmup.unwrap_or(0.06),
+            weight_decay: s.weight_decay.unwrap_or(0.01),
+            clip: s.clip.unwrap_or(1.0),
+            beta1: s.beta1.unwrap_or(0.9),
+            beta2: s.beta2.unwrap_or(0.999),
+            eps: s.eps.unwrap_or(1e-8),
+            eval_every: s.eval_every,
+            patience: s.patience,
+            save_every: s.save_every,
+            seed: s.seed.unwrap_or(0),
+        };
+        if let Some(given) = settings.max_len
+            && given > model.max_position_embeddings
+        {
+            crate::bad_input!("--max-len {given}, but the model has {} positions", model.max_position_embeddings);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        for (name, value, ok) in [
+            ("rank", self.rank as f64, self.rank > 0),
+            ("alpha", self.alpha, self.alpha.is_finite()),
+            ("dropout", f64::from(self.dropout), (0.0..1.0).contains(&self.dropout)),
+            ("batch", self.batch as f64, self.batch > 0),
+            ("accumulate", self.accumulate as f64, self.accumulate > 0),
+            ("max-len", self.max_len as f64, self.max_len > 1),
+            ("epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(|e| e > 0.0 && e.is_finite())),
+            ("steps", self.steps.unwrap_or(1) as f64, self.steps != Some(0)),
+            ("lr", self.lr, self.lr > 0.0 && self.lr.is_finite()),
+            ("warmup", self.warmup, self.warmup >= 0.0 && self.warmup.is_finite()),
+            ("weight-decay", self.weight_decay, self.weight_decay >= 0.0),
+            ("clip", self.clip, self.clip >= 0.0),
+            ("beta1", self.beta1, (0.0..1.0).contains(&self.beta1)),
+            ("beta2", self.beta2, (0.0..1.0).contains(&self.beta2)),
+            ("eps", self.eps, self.eps > 0.0),
+            ("eval-every", self.eval_every.unwrap_or(1) as f64, self.eval_every != Some(0)),
+            ("save-every", self.save_every.unwrap_or(1) as f64, self.save_every != Some(0)),
+        ] {
+            if !ok {
+                crate::bad_input!("--{name} {value} cannot be");
+            }
+        }
+        Ok(())
+    }
+
+    /// The adapter that this configuration puts on a base.
+    pub fn adapter(&self, base: &str) -> AdapterConfig {
+        AdapterConfig {
+            r: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            rslora: self.method == Method::Rslora,
+            target_modules: self.targets.clone(),
+            modules_to_save: Vec::new(),
+            base: Some(base.to_owned()),
+        }
+    }
+
+    /// As [`Settings`] again, every value given: what `tune.toml` of a RUN holds.
+    pub fn to_settings(&self) -> Settings {
+        let c = self.clone();
+        Settings {
+            task: Some(c.task),
+            method: Some(c.method),
+            rank: Some(c.rank),
+            alpha: Some(c.alpha),
+            dropout: Some(c.dropout),
+            targets: Some(c.targets),
+            epochs: c.epochs,
+            steps: c.steps,
+            batch: Some(c.batch),
+            accumulate: Some(c.accumulate),
+            max_len: Some(c.max_len),
+            truncate: Some(c.truncate),
+            lr: Some(c.lr),
+            schedule: Some(c.schedule),
+            warmup: Some(c.warmup),
+            weight_decay: Some(c.weight_decay),
+            clip: Some(c.clip),
+            beta1: Some(c.beta1),
+            beta2: Some(c.beta2),
+            eps: Some(c.eps),
+            eval_every: c.eval_every,
+            patience: c.patience,
+            save_every: c.save_every,
+            seed: Some(c.seed),
+        }
+    }
+}
+
+fn default_targets(encoder: bool) -> Vec<String> {
+    let names: &[&str] = if encoder {
+        &["query", "key", "value", "dense"]
+    } else {
+        &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    };
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
+        let file: Settings = toml::from_str("rank = 4\nlr = 0.1\nmax-len = 32").unwrap();
+        let flags = Settings { rank: Some(8), ..Settings::default() };
+        let both = flags.over(file);
+        assert_eq!((both.rank, both.lr, both.max_len), (Some(8), Some(0.1), Some(32)));
+        let error = toml::from_str::<Settings>("learning_rate = 0.1").unwrap_err().to_string();
+        assert!(error.contains("unknown field `learning_rate`"), "{error}");
+    }
+
+    #[test]
+    fn a_resumed_run_names_the_flag_that_differs() {
+        let saved = Settings { rank: Some(4), lr: Some(0.1), ..Settings::default() };
+        let now = Settings { rank: Some(8), ..Settings::default() };
+        assert_eq!(now.difference(&saved).unwrap().0, "rank");
+        assert_eq!(Settings { lr: Some(0.1), ..Settings::default() }.difference(&saved), None);
+    }
+}
