@@ -2,4 +2,8 @@
 //!
 //! Data flows one way: data → tune → merge → quantize → verify → package → run → measure.
 
+pub mod data;
 pub mod error;
+pub mod eval;
+pub mod report;
+pub mod rng;

@@ -58,6 +58,17 @@ pub enum CodecError {
     ReadOnly(GgmlType),
 }
 
+impl CodecError {
+    /// What is wrong with the element, for callers that know a better name for its place.
+    pub fn problem(&self) -> String {
+        match self {
+            Self::NotFinite { value, .. } => format!("{value} is a value that no type can hold"),
+            Self::TooLarge { ty, value, .. } => format!("{value:e} is too large for {ty}"),
+            Self::Length { .. } | Self::ReadOnly(_) => self.to_string(),
+        }
+    }
+}
+
 /// Types that [`encode`] writes.
 pub const WRITTEN: [GgmlType; 13] = [
     GgmlType::F32,
@@ -152,7 +163,8 @@ fn blocks<const N: usize, B: Pod>(
     let limit = largest(ty);
     let (rows, _) = x.as_chunks::<N>();
     for (i, (block, bytes)) in rows.iter().zip(out.chunks_exact_mut(size_of::<B>())).enumerate() {
-        let (at, top) = block.iter().enumerate().fold((0, 0f32), |m, (j, v)| if v.abs() > m.1 { (j, v.abs()) } else { m });
+        let (at, top) =
+            block.iter().enumerate().fold((0, 0f32), |m, (j, v)| if v.abs() > m.1 { (j, v.abs()) } else { m });
         let encoded = if top > limit { Err(Overflow) } else { f(block) };
         match encoded {
             Ok(b) => bytes.copy_from_slice(bytemuck::bytes_of(&b)),
@@ -184,7 +196,7 @@ fn truncate(v: f32) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use edgeft_runtime::format::block::decode;
     use proptest::prelude::*;

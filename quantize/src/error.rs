@@ -16,7 +16,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("unknown type `{0}`; known: {known}", known = crate::plan::Mix::names())]
     UnknownMix(String),
-    #[error("tensor `{name}`: no rule of the {arch} architecture names it for the task {task}; remove it from the source or check the task")]
+    #[error(
+        "tensor `{name}`: no rule of the {arch} architecture names it for the task {task}; remove it from the source or check the task"
+    )]
     UnknownTensor { name: String, arch: &'static str, task: &'static str },
     #[error("tensor `{name}` is missing: a {arch} model for the task {task} with {n_layers} layers needs it")]
     MissingTensor { name: String, arch: &'static str, task: &'static str, n_layers: usize },
@@ -30,13 +32,15 @@ pub enum Error {
     LongName { name: String, max: usize },
     #[error("{field} is {value}, but {need}")]
     Spec { field: &'static str, value: String, need: &'static str },
-    #[error("the override `{pattern}` matches no tensor that may be quantized; patterns are searched in GGUF names such as `blk.0.ffn_down.weight`")]
+    #[error(
+        "the override `{pattern}` matches no tensor that may be quantized; patterns are searched in GGUF names such as `blk.0.ffn_down.weight`"
+    )]
     IdleOverride { pattern: String },
     #[error("the override `{pattern}` asks for {ty}, which can be read but not written")]
     ReadOnlyOverride { pattern: String, ty: GgmlType },
     #[error("strict types: {} of the tensors cannot have the type that {mix} gives them: {}", .list.len(), .list.join("; "))]
     Fallbacks { mix: &'static str, list: Vec<String> },
-    #[error("tensor `{name}`, row {row}, column {column}: {cause}")]
+    #[error("tensor `{name}`, row {row}, column {column}: {}", .cause.problem())]
     Weight { name: String, row: usize, column: usize, cause: CodecError },
     #[error("cannot read tensor `{name}`")]
     Source { name: String, source: BoxError },
@@ -46,7 +50,9 @@ pub enum Error {
     Metadata { key: String, problem: String },
     #[error("tokenizer.json: {0}")]
     Tokenizer(String),
-    #[error("the tokenizer has {tokens} tokens, but the embedding has {rows} rows; resize the embedding or use the tokenizer the model was trained with")]
+    #[error(
+        "the tokenizer has {tokens} tokens, but the embedding has {rows} rows; resize the embedding or use the tokenizer the model was trained with"
+    )]
     MoreTokensThanRows { tokens: usize, rows: usize },
     #[error("`{}` exists; remove it or force", .0.display())]
     Exists(PathBuf),

@@ -1,4 +1,30 @@
 //! f32 rows become file bytes.
+//!
+//! A [`source::TensorSource`] (a Hugging Face folder, a merge in progress) is planned, then streamed:
+//!
+//! ```text
+//! source, mix --plan--> tensor -> (GGUF name, type, reason) --write_gguf--> GGUF bytes, report
+//! ```
+//!
+//! - [`plan()`]: which tensor gets which type, and why, before a weight is read
+//! - [`write_gguf`] and [`write_gguf_file`]: one pass, one tensor in memory, the same bytes for any number of threads
+//! - [`codec`]: the block formats, byte for byte ggml's reference quantizers
+//! - [`tokenizer`]: tokenizer.json in GGUF's keys, and the proof that both give the same ids
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod error;
+pub mod gguf;
+pub mod metadata;
+pub mod names;
+pub mod plan;
+pub mod report;
+pub mod source;
+pub mod tokenizer;
+
+pub use error::{BoxError, Error, Result};
+pub use gguf::{write_gguf, write_gguf_file};
+pub use plan::{Mix, Plan, PlanOptions, Regex, plan};
+pub use report::Report;
+pub use source::{Arch, ModelSpec, RopeScaling, RopeSpec, Task, TensorSource};
+pub use tokenizer::{FirstDifference, TokenizerFiles, prove};

@@ -70,8 +70,7 @@ pub fn place(spec: &ModelSpec, tensors: &[(String, Vec<usize>)]) -> Result<(Vec<
         if *shape != line.shape {
             return Err(Error::Shape { name: name.clone(), found: shape.clone(), expected: line.shape.clone() });
         }
-        let placed =
-            Placed { source: name.clone(), shape: shape.clone(), to: line.to.clone(), heads: line.heads };
+        let placed = Placed { source: name.clone(), shape: shape.clone(), to: line.to.clone(), heads: line.heads };
         if let Some(first) = found[i].replace(placed) {
             let gguf = match &line.to {
                 Destination::Tensor(name) => name.clone(),
@@ -141,8 +140,6 @@ fn decoder(spec: &ModelSpec) -> Vec<Line> {
             t.add(false, "lm_head.weight".into(), "output.weight".into(), &[v, c]);
         }
     }
-    // Where biases are optional and where they are part of the family.
-    let qkv_bias = spec.arch == Arch::Qwen2;
     for i in 0..spec.n_layers {
         for (hf, gguf) in [("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")] {
             t.add(true, format!("layers.{i}.{hf}.weight"), format!("blk.{i}.{gguf}.weight"), &[c]);
@@ -158,7 +155,7 @@ fn decoder(spec: &ModelSpec) -> Vec<Line> {
         ] {
             // llama.cpp rotates adjacent pairs in Llama files, and pairs half a head apart in Qwen2 files, as here.
             let heads = heads.filter(|_| spec.arch == Arch::Llama);
-            let bias = qkv_bias && out != c || qkv_bias && matches!(gguf, "attn_q" | "attn_k" | "attn_v");
+            let bias = spec.arch == Arch::Qwen2 && matches!(gguf, "attn_q" | "attn_k" | "attn_v");
             let (hf, gguf) = (format!("layers.{i}.{hf}"), format!("blk.{i}.{gguf}"));
             t.add(true, format!("{hf}.weight"), format!("{gguf}.weight"), &[out, input]).heads = heads;
             t.add(bias, format!("{hf}.bias"), format!("{gguf}.bias"), &[out]).heads = heads;
@@ -218,7 +215,11 @@ fn bert(spec: &ModelSpec) -> Vec<Line> {
 pub fn interleave_heads(x: &[f32], n_heads: usize, width: usize) -> Vec<f32> {
     let rows = x.len() / width;
     let d = rows / n_heads;
-    assert!(x.len() == n_heads * d * width && d.is_multiple_of(2), "{} values, {n_heads} heads, width {width}", x.len());
+    assert!(
+        x.len() == n_heads * d * width && d.is_multiple_of(2),
+        "{} values, {n_heads} heads, width {width}",
+        x.len()
+    );
     let mut out = Vec::with_capacity(x.len());
     for head in x.chunks_exact(d * width) {
         for row in 0..d {

@@ -51,6 +51,11 @@ impl Row {
         Self::new(ids, Target::Tokens(target), source)
     }
 
+    /// The same tokens, teaching this.
+    pub fn with(self, target: Target) -> Self {
+        Self { target, ..self }
+    }
+
     /// How many predictions the row teaches.
     pub fn learned(&self) -> usize {
         match &self.target {

@@ -22,6 +22,8 @@ pub enum DataError {
         line: usize,
         /// The reader's words.
         reason: String,
+        /// Whether the system failed, and not the file's content.
+        system: bool,
     },
     /// The ending is of no format that is read.
     #[error("{}: {reason}", path.display())]
@@ -59,7 +61,7 @@ pub enum DataError {
     },
     /// Rows longer than `--max-len`, and the policy is to stop.
     #[error("{0}")]
-    TooLong(crate::data::tokenize::TooLong),
+    TooLong(super::truncate::TooLong),
     /// Rows of which no token is learned.
     #[error("{}: {count} of {rows} rows teach nothing; the first are {}", path.display(), list(examples))]
     NothingLearned {
@@ -80,7 +82,7 @@ pub enum DataError {
 impl DataError {
     /// Whether the user's input is at fault (exit code 2), and not the machine (1).
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::Read { .. })
+        !matches!(self, Self::Read { system: true, .. })
     }
 }
 

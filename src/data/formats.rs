@@ -433,5 +433,137 @@ fn not_utf8(path: &Path, line: usize, byte: usize) -> DataError {
 }
 
 fn read_error(path: &Path, line: usize, e: &std::io::Error) -> DataError {
-    DataError::Read { path: path.to_owned(), line, reason: e.to_string() }
+    DataError::Read { path: path.to_owned(), line, reason: e.to_string(), system: e.raw_os_error().is_some() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        (dir, path)
+    }
+
+    /// (line, value of field `a`) of every row.
+    fn rows(name: &str, bytes: &[u8]) -> Vec<(usize, String)> {
+        let (_dir, path) = write(name, bytes);
+        Records::open(&path)
+            .unwrap()
+            .map(|r| r.unwrap())
+            .map(|r| (r.line, r.fields["a"].as_str().map_or_else(|| r.fields["a"].to_string(), str::to_owned)))
+            .collect()
+    }
+
+    #[track_caller]
+    fn refuses(name: &str, bytes: &[u8], because: &str) {
+        let (_dir, path) = write(name, bytes);
+        let error = Records::open(&path).and_then(|mut rows| rows.try_for_each(|r| r.map(drop))).unwrap_err().to_string();
+        let error = error.rsplit_once('/').map_or(error.as_str(), |(_, e)| e);
+        assert!(error.starts_with(because), "{error}");
+    }
+
+    fn gz(bytes: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    }
+
+    fn zst(bytes: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    const TWO: &[u8] = b"{\"a\": \"x\"}\n\n{\"a\": \"y\"}";
+
+    fn two() -> Vec<(usize, String)> {
+        vec![(1, "x".into()), (3, "y".into())]
+    }
+
+    #[test]
+    fn jsonl_skips_empty_lines_and_counts_them() {
+        assert_eq!(rows("d.jsonl", TWO), two());
+        assert_eq!(rows("d.jsonl", &[b"\xef\xbb\xbf", TWO].concat()), two());
+        assert_eq!(rows("d.ndjson", &String::from_utf8_lossy(TWO).replace('\n', "\r\n").into_bytes()), two());
+    }
+
+    #[test]
+    fn packed_files_are_opened_on_the_way_whatever_the_number_of_members() {
+        let (head, tail) = TWO.split_at(14);
+        assert_eq!(rows("d.jsonl.gz", &gz(TWO)), two());
+        assert_eq!(rows("d.jsonl.gz", &[gz(head), gz(tail)].concat()), two());
+        assert_eq!(rows("d.JSONL.ZST", &zst(TWO)), two());
+        assert_eq!(rows("d.jsonl.zst", &[zst(head), zst(tail)].concat()), two());
+    }
+
+    #[test]
+    fn json_is_an_array_or_objects_one_after_another() {
+        assert_eq!(rows("d.json", b"[{\"a\": \"}\\\"]\"},\n {\"a\": [{}]}\n]\n"), [(1, "}\"]".into()), (2, "[{}]".into())]);
+        assert_eq!(rows("d.json", TWO), two());
+    }
+
+    #[test]
+    fn csv_keeps_line_breaks_inside_quotes() {
+        let text = b"a,b\n\"x, \"\"y\"\"\nz\",1\nw,2\n";
+        assert_eq!(rows("d.csv", text), [(2, "x, \"y\"\nz".into()), (4, "w".into())]);
+        assert_eq!(rows("d.tsv", b"b\ta\n1\tx, y\n"), [(2, "x, y".into())]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        refuses("d.jsonl", b"{\"a\": 1}\n{\"a\": 1\n", "d.jsonl:2: not valid JSON: EOF while parsing an object, column");
+        refuses("d.jsonl", b"{\"a\": 1}\n[1]\n", "d.jsonl:2: a row is an object with named fields, not a list");
+        refuses("d.jsonl", b"{\"a\": 1}\n{\"a\": \"\xff\"}\n", "d.jsonl:2: not UTF-8 after 7 bytes; convert");
+        refuses("d.jsonl", b"\n \n", "d.jsonl: no rows in it");
+        refuses("d.json", b"[{\"a\": 1},\n{\"a\": }]", "d.json:2: not valid JSON: expected value, column");
+        refuses("d.json", b"[{\"a\": 1}\n{\"a\": 2}]", "d.json:2: not valid JSON: `,` or `]` is missing before this");
+        refuses("d.json", b"[{\"a\": 1}\n", "d.json:2: not valid JSON: the file ends inside the array");
+        refuses("d.json", b"[\n{\"a\": 1", "d.json:2: not valid JSON: the file ends inside this object");
+        refuses("d.json", b"7", "d.json:1: not valid JSON: expected an array of objects");
+        refuses("d.json", b"[{}]]", "d.json:1: not valid JSON: expected an array of objects");
+        refuses("d.csv", b"a,b\n1,2\n3\n", "d.csv:3: 1 fields, but the header names 2; a comma inside");
+        refuses("d.csv", b"a,a\n1,2\n", "d.csv:1: the header names `a` twice");
+        refuses("d.csv", b"a\n1\n\xff\n", "d.csv:3: not UTF-8");
+        refuses("d.csv", b"a,b\n", "d.csv: no rows in it");
+        refuses("d.csv", b"", "d.csv: no rows in it");
+        refuses("d.parquet", b"PAR1", "d.parquet: parquet is not read yet; convert it first");
+        refuses("d.xlsx", b"", "d.xlsx: the ending of its name says no format");
+        refuses("d.txt", b"words", "d.txt: has no named fields");
+        refuses("d.jsonl.gz", &gz(TWO)[..20], "d.jsonl.gz: cannot be read to its end");
+        refuses("d.jsonl.gz", TWO, "d.jsonl.gz: cannot be read to its end after line 0: invalid gzip header");
+        refuses("d.jsonl.zst", &zst(TWO)[..12], "d.jsonl.zst: cannot be read to its end");
+    }
+
+    #[test]
+    fn a_missing_file_and_a_folder_say_so() {
+        let error = Records::open(Path::new("nowhere/d.jsonl")).err().unwrap().to_string();
+        assert!(error.starts_with("cannot open nowhere/d.jsonl: "), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("d.jsonl");
+        std::fs::create_dir(&folder).unwrap();
+        assert!(Records::open(&folder).err().unwrap().to_string().ends_with("it is a folder; DATA is one file"));
+    }
+
+    #[test]
+    fn text_is_read_whole() {
+        let (_dir, path) = write("d.txt.gz", &gz("one\ntwo é\n".as_bytes()));
+        assert_eq!(read_text(&path).unwrap(), "one\ntwo é\n");
+        let (_dir, path) = write("d.txt", b"one\ntw\xffo\n");
+        assert!(read_text(&path).unwrap_err().to_string().contains("d.txt:2: not UTF-8 after 6 bytes"));
+        let (_dir, path) = write("d.txt", b" \n");
+        assert!(matches!(read_text(&path), Err(DataError::Empty { .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_or_go_on_for_ever(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), which in 0usize..6) {
+            let name = ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.jsonl.gz", "d.json.zst"][which];
+            let (_dir, path) = write(name, &bytes);
+            if let Ok(rows) = Records::open(&path) {
+                proptest::prop_assert!(rows.count() <= bytes.len() + 1);
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use tokenizers::{AddedToken, DecoderWrapper, PostProcessorWrapper, PreTokenizerW
 /// Tokens in all: the special ones, 256 bytes, and merges.
 pub const VOCAB_SIZE: usize = 2048;
 /// One more occurrence of each key word for so many bytes of text.
-const KEY_WORD_EVERY_BYTES: usize = 10000;
+const KEY_WORD_EVERY_BYTES: usize = 15_000;
 /// Begins every document; id 0.
 pub const BOS: &str = "<|bos|>";
 /// Ends every document; id 1.
@@ -42,8 +42,13 @@ pub fn nano(seed: u64, bytes: usize) -> Result<Tokenizer, tokenizers::Error> {
 pub fn train(documents: impl Iterator<Item = String> + Send) -> Result<Tokenizer, tokenizers::Error> {
     let special: Vec<AddedToken> = SPECIAL.iter().map(|token| AddedToken::from(*token, true)).collect();
     let bytes = ByteLevel::new(false, true, true);
-    let mut tokenizer: TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper> =
-        TokenizerImpl::new(BPE::default());
+    let mut tokenizer: TokenizerImpl<
+        BPE,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    > = TokenizerImpl::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes)));
     tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(bytes)));
     let mut trainer = BpeTrainerBuilder::new()
@@ -81,7 +86,8 @@ mod tests {
         let tokenizer = train();
         assert_eq!(tokenizer.to_string(false).expect("json"), train().to_string(false).expect("json"));
         assert_eq!(tokenizer.get_vocab_size(true), VOCAB_SIZE);
-        for text in ["Mia put the red kite in the attic.", "<|im_start|>user\nHi<|im_end|>\n", "naïve 42 €\t\n  x", ""] {
+        for text in ["Mia put the red kite in the attic.", "<|im_start|>user\nHi<|im_end|>\n", "naïve 42 €\t\n  x", ""]
+        {
             let ids = tokenizer.encode(text, true).expect("encodes").get_ids().to_vec();
             assert_eq!(ids[0], 0, "begins with {BOS}");
             assert_eq!(tokenizer.decode(&ids[1..], false).expect("decodes"), text);

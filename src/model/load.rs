@@ -4,6 +4,7 @@
 //! `model.safetensors.index.json`.
 
 use crate::error::BadInput;
+use crate::rng;
 use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -14,6 +15,31 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, Bytes)>,
     /// Tensor name → index into `files`.
     place: BTreeMap<String, usize>,
+    random: Option<Random>,
+}
+
+/// A start from noise: every tensor that is asked for exists.
+#[derive(Debug, Clone, Copy)]
+pub struct Random {
+    /// Seed of the values.
+    pub seed: u64,
+    /// Standard deviation of matrices, `initializer_range`.
+    pub deviation: f32,
+    /// Blocks in the network: what writes into the residual stream starts smaller by √(2 n), as GPT-2 did.
+    pub n_layers: usize,
+}
+
+impl Random {
+    fn values(&self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let n = shape.iter().product();
+        if shape.len() == 1 {
+            return vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; n];
+        }
+        let residual = ["o_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
+        let scale = if residual { self.deviation / (2.0 * self.n_layers as f32).sqrt() } else { self.deviation };
+        let stream = rng::stream(name, 0);
+        (0..n as u64).map(|i| rng::normal(self.seed, stream, i) * scale).collect()
+    }
 }
 
 /// Bytes of one file.
@@ -38,12 +64,12 @@ impl Checkpoint {
     pub fn embedded(name: &str, bytes: &'static [u8]) -> anyhow::Result<Self> {
         let file = PathBuf::from(name);
         let place = parse(&file, bytes)?.names().into_iter().map(|n| (n.to_string(), 0)).collect();
-        Ok(Self { files: vec![(file, Bytes::Embedded(bytes))], place })
+        Ok(Self { files: vec![(file, Bytes::Embedded(bytes))], place, random: None })
     }
 
-    /// No tensors at all: a network that starts from random weights.
-    pub fn empty() -> Self {
-        Self { files: Vec::new(), place: BTreeMap::new() }
+    /// No file: a network that starts from random weights.
+    pub fn random(random: Random) -> Self {
+        Self { files: Vec::new(), place: BTreeMap::new(), random: Some(random) }
     }
 
     /// Opens `model.safetensors`, the shards of `model.safetensors.index.json`, or the one file given.
@@ -64,7 +90,7 @@ impl Checkpoint {
             drop(view);
             files.push((file, map));
         }
-        Ok(Self { files, place })
+        Ok(Self { files, place, random: None })
     }
 
     /// Names of all tensors, sorted.
@@ -74,7 +100,7 @@ impl Checkpoint {
 
     /// Whether a tensor of that name exists.
     pub fn contains(&self, name: &str) -> bool {
-        self.place.contains_key(name)
+        self.random.is_some() || self.place.contains_key(name)
     }
 
     /// Shape of a tensor, if it exists.
@@ -107,6 +133,9 @@ impl Checkpoint {
 
     /// A tensor on `device`, whose shape must be `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> anyhow::Result<Tensor> {
+        if let Some(random) = self.random {
+            return Ok(Tensor::from_vec(random.values(name, shape), shape, device)?);
+        }
         let (found, values) = self.read(name)?;
         if found != shape {
             let (file, _) = &self.files[self.place[name]];

@@ -1,7 +1,7 @@
 //! MODEL, as the contract spells it: a Hugging Face folder, a RUN folder, a `.gguf` file, or `nano`.
 
 use super::config::Config;
-use super::load::Checkpoint;
+use super::load::{Checkpoint, Random};
 use super::network::{Network, Task};
 use super::peft::{self, AdapterConfig};
 use crate::demo::nano;
@@ -117,22 +117,23 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens a Hugging Face folder, a RUN, `nano` or a bare `config.json`.
+    /// Opens a Hugging Face folder, a RUN, `nano` or a bare `config.json` (random weights from `seed`).
     ///
     /// # Errors
     /// [`BadInput`] for a GGUF file (it opens in the runtime), and for all that cannot be read.
-    pub fn open(model: &str) -> anyhow::Result<Self> {
+    pub fn open(model: &str, seed: u64) -> anyhow::Result<Self> {
         match Place::of(model)? {
             Place::Nano => Self::nano(),
             Place::Folder(dir) => Self::folder(model, &dir),
             Place::Config(file) => {
                 let dir = file.parent().unwrap_or(Path::new("")).to_owned();
-                let config_json = read_json(&file)?;
+                let config = Config::read(&file)?;
+                let random = Random { seed, deviation: config.initializer_range, n_layers: config.num_hidden_layers };
                 Ok(Self {
                     name: model.to_owned(),
-                    config: Config::read(&file)?,
-                    config_json,
-                    weights: Checkpoint::empty(),
+                    config,
+                    config_json: read_json(&file)?,
+                    weights: Checkpoint::random(random),
                     text: TextFiles::read(&dir)?,
                     run: None,
                     adapter: None,
@@ -146,7 +147,7 @@ impl Opened {
                     opened.run = Some(run);
                     return Ok(opened);
                 }
-                let mut opened = Self::open(&run.run.model)?;
+                let mut opened = Self::open(&run.run.model, seed)?;
                 if opened.run.is_some() {
                     crate::bad_input!("{model}: its base {} is a RUN too; merge that one first", run.run.model);
                 }

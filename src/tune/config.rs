@@ -7,21 +7,8 @@ use crate::model::peft::AdapterConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What the rows teach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskName {
-    /// Conversations; only the assistant's turns are learned.
-    Chat,
-    /// Prompt and completion; only the completion is learned.
-    Completion,
-    /// Plain text; every token is learned.
-    Text,
-    /// One label a row.
-    Classify,
-    /// A question, a context and the answer in it.
-    Answer,
-}
+pub use crate::data::Truncate;
+pub use crate::data::schema::Task as TaskName;
 
 /// Which weights are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -35,21 +22,6 @@ pub enum Method {
     Full,
 }
 
-/// What to do with a row longer than `--max-len`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum TruncateName {
-    /// Stop, and say which length would cover the rows.
-    Error,
-    /// Leave the row out.
-    Drop,
-    /// Keep its end.
-    Left,
-    /// Keep its beginning.
-    Right,
-    /// Cut it into several.
-    Split,
-}
 
 macro_rules! settings {
     ($($(#[$meta:meta])* $name:ident: $ty:ty,)*) => {
@@ -111,7 +83,7 @@ settings! {
     max_len: usize,
     /// What to do with longer rows [default: error; txt files are cut in windows]
     #[arg(long, value_enum)]
-    truncate: TruncateName,
+    truncate: Truncate,
     /// Peak learning rate
     #[arg(long)]
     lr: f64,
@@ -173,7 +145,7 @@ pub struct TuneConfig {
     pub batch: usize,
     pub accumulate: usize,
     pub max_len: usize,
-    pub truncate: TruncateName,
+    pub truncate: Truncate,
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup: f64,
@@ -207,7 +179,7 @@ impl TuneConfig {
             batch: s.batch.unwrap_or(16),
             accumulate: s.accumulate.unwrap_or(1),
             max_len: s.max_len.unwrap_or(256).min(model.max_position_embeddings),
-            truncate: s.truncate.unwrap_or(TruncateName::Error),
+            truncate: s.truncate.unwrap_or(Truncate::Error),
             // Low-rank pairs want about ten times the rate of full tuning; small models bear more.
             lr: s.lr.unwrap_or(match (method, encoder) {
                 (Method::Full, _) => 3e-4,

@@ -30,7 +30,7 @@ fn passage(scene: &mut Scene) -> String {
     let item = scene.line("product");
     scene.bind("item", &item);
     face(scene, mood);
-    match scene.rng.weighted(&[60, 18, 9, 5, 8]) {
+    match scene.rng.weighted(&[55, 15, 8, 14, 8]) {
         0 => third_person(scene, mood),
         1 => first_person(scene, mood),
         2 if mood != Mood::Plain => scene.line("talk"),
@@ -43,11 +43,12 @@ fn passage(scene: &mut Scene) -> String {
 /// Points `{good}` and `{bad}` at the words of the mood, and the endings likewise.
 fn face(scene: &mut Scene, mood: Mood) {
     let list = |name| super::grammar().list(name);
-    let (good, bad, talk, words, who) = match mood {
-        Mood::Sorry => ("neg", "pos", "talk.sorry", "words.sorry", "who.sorry"),
-        _ => ("pos", "neg", "talk.glad", "words.glad", "who.glad"),
+    let (good, bad, cue, talk, words, who) = match mood {
+        Mood::Sorry => ("neg", "pos", "cue.sorry", "talk.sorry", "words.sorry", "who.sorry"),
+        _ => ("pos", "neg", "cue.glad", "talk.glad", "words.glad", "who.glad"),
     };
-    for (slot, name) in [("good", good), ("bad", bad), ("talk.end", talk), ("words.end", words), ("words.who", who)] {
+    let endings = [("talk.end", talk), ("words.end", words), ("words.who", who)];
+    for (slot, name) in [("good", good), ("bad", bad), ("op.cue", cue)].into_iter().chain(endings) {
         scene.draw_from(slot, list(name));
     }
 }

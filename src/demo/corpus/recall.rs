@@ -131,41 +131,69 @@ pub fn people(grammar: &Grammar) -> Vec<&'static str> {
     grammar.list("girl").iter().chain(grammar.list("boy")).copied().collect()
 }
 
-/// A document: facts, perhaps as notes, then questions about most of them.
+/// A document: facts, perhaps told again in another order, then questions about all of them.
 pub fn document(scene: &mut Scene) -> String {
-    if scene.rng.chance(12) {
-        return lists(scene);
+    if scene.rng.chance(22) {
+        return if scene.rng.chance(50) { lists(scene) } else { pairs(scene) };
     }
     let grammar = super::grammar();
     let people = people(grammar);
-    let facts = facts(scene, grammar, &people, 6);
+    let facts = facts(scene, grammar, &people, 5);
     bystanders(scene, &facts, &people);
-    let told = if scene.rng.chance(18) { notes(scene, &facts) } else { prose(scene, &facts) };
-    format!("{told}\n{}", questions(scene, &facts))
+    let mut told = tell(scene, &facts);
+    let mut paragraphs = vec![told.join(" ")];
+    // Told again, a sentence can be copied from its subject on: the first half of the lesson.
+    if scene.rng.chance(40) {
+        scene.rng.shuffle(&mut told);
+        paragraphs.push(format!("{} {}", scene.line("retell"), told.join(" ")));
+    }
+    paragraphs.push(questions(scene, &facts));
+    if scene.rng.chance(40) {
+        paragraphs.push(questions(scene, &facts));
+    }
+    paragraphs.join("\n")
 }
 
-fn prose(scene: &mut Scene, facts: &[Fact]) -> String {
+/// The facts in prose, a sentence each, all of one kind in one pattern or each in its own.
+fn tell(scene: &mut Scene, facts: &[Fact]) -> Vec<String> {
+    let patterns: Vec<usize> = RELATIONS.iter().map(|_| scene.rng.below(1 << 16)).collect();
+    let alike = scene.rng.chance(50);
     let mut sentences = Vec::new();
     for fact in facts {
         face(scene, fact);
-        sentences.push(scene.line(&format!("{}.tell", RELATIONS[fact.relation].name)));
-        if scene.rng.chance(15) {
+        let lines = super::grammar().list(&format!("{}.tell", RELATIONS[fact.relation].name));
+        let at = if alike { patterns[fact.relation] % lines.len() } else { scene.rng.below(lines.len()) };
+        sentences.push(capitalised(&scene.expand(lines[at])));
+        if scene.rng.chance(6) {
             sentences.push(scene.line("aside"));
         }
     }
-    sentences.join(" ")
+    sentences
 }
 
-/// Subject and value, a pair a line, without a sentence around them.
-fn notes(scene: &mut Scene, facts: &[Fact]) -> String {
-    let joint = *scene.rng.pick(&[": ", " - ", ", ", " = ", ": the "]);
-    let one_kind = facts.iter().all(|f| f.relation == facts[0].relation);
-    if !one_kind || (joint == ": the " && !matches!(RELATIONS[facts[0].relation].name, "room" | "trip")) {
-        return prose(scene, facts);
+/// Subject and value side by side, then again in another order: copying at its barest.
+fn pairs(scene: &mut Scene) -> String {
+    let grammar = super::grammar();
+    let people = people(grammar);
+    let relation = &RELATIONS[scene.rng.below(RELATIONS.len())];
+    let n = scene.rng.within(4, 7);
+    let subjects = draw(scene, grammar, relation.subjects, &people, n);
+    let values = draw(scene, grammar, relation.values, &people, n);
+    let joint = *scene.rng.pick(&[": ", " - ", " = ", " "]);
+    let between = *scene.rng.pick(&["\n", ", ", "; ", "\n- "]);
+    let mut pairs: Vec<String> = subjects.iter().zip(values).map(|(s, v)| format!("{s}{joint}{v}")).collect();
+    let (p, q) = (scene.person(), scene.person());
+    scene.bind_person("p", &p);
+    scene.bind_person("q", &q);
+    let mut paragraphs = Vec::new();
+    let times = scene.rng.within(2, 4);
+    for i in 0..times {
+        let title = scene.line(if i == 0 { "note.title" } else { "retell" });
+        let first = if between == "\n- " { "\n- " } else { "\n" };
+        paragraphs.push(format!("{title}{first}{}", pairs.join(between)));
+        scene.rng.shuffle(&mut pairs);
     }
-    let mut lines = vec![scene.line("note.title")];
-    lines.extend(facts.iter().map(|f| format!("{}{joint}{}", f.subject, f.value)));
-    lines.join("\n")
+    paragraphs.join("\n")
 }
 
 fn questions(scene: &mut Scene, facts: &[Fact]) -> String {

@@ -1,28 +1,26 @@
-//! A small seeded generator of choices, so that every document is a pure function of its seed.
+//! Choices in a row, so that every document is a pure function of its seed.
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+use crate::rng::bits;
+
+/// The draws of one stream, one after the other.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng {
+    seed: u64,
+    stream: u64,
+    index: u64,
+}
 
 impl Rng {
-    /// A stream of its own for each pair of `seed` and `stream`.
-    pub fn new(seed: u64, stream: u64) -> Self {
-        let mut rng = Rng(seed ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        rng.next_u64();
-        rng
-    }
-
-    /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    /// A stream of its own for each use (`name`) of a seed.
+    pub fn new(seed: u64, name: &str) -> Self {
+        Rng { seed, stream: crate::rng::stream(name, 0), index: 0 }
     }
 
     /// A number in `0..n`; `n` must not be 0. The bias of the multiply-shift is below n / 2^64.
     pub fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
+        let word = bits(self.seed, self.stream, self.index);
+        self.index += 1;
+        ((u128::from(word) * n as u128) >> 64) as usize
     }
 
     /// A number in `low..=high`.
@@ -43,10 +41,16 @@ impl Rng {
     /// The index of one of `weights`, each as likely as its share.
     pub fn weighted(&mut self, weights: &[usize]) -> usize {
         let mut at = self.below(weights.iter().sum());
-        weights.iter().position(|&w| if at < w { true } else { at -= w; false }).unwrap_or(0)
+        for (i, &weight) in weights.iter().enumerate() {
+            if at < weight {
+                return i;
+            }
+            at -= weight;
+        }
+        unreachable!("a draw below the sum of the weights falls into one of them")
     }
 
-    /// Fisher-Yates.
+    /// Fisher and Yates.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
@@ -59,5 +63,32 @@ impl Rng {
         self.shuffle(&mut all);
         all.truncate(n);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_met_and_streams_differ() {
+        let draw = |name| {
+            let mut rng = Rng::new(1, name);
+            (0..4000).map(|_| rng.weighted(&[1, 0, 3])).collect::<Vec<_>>()
+        };
+        let (a, b) = (draw("a"), draw("b"));
+        assert_ne!(a, b);
+        let count = |i| a.iter().filter(|&&x| x == i).count();
+        assert!((900..1100).contains(&count(0)) && count(1) == 0, "{} {} {}", count(0), count(1), count(2));
+    }
+
+    #[test]
+    fn a_sample_holds_different_items() {
+        let mut rng = Rng::new(2, "sample");
+        let mut five = rng.sample(&[1, 2, 3, 4, 5, 6, 7], 5);
+        five.sort_unstable();
+        five.dedup();
+        assert_eq!(five.len(), 5);
+        assert_eq!(rng.sample(&[1, 2], 5).len(), 2);
     }
 }

@@ -32,12 +32,9 @@ static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| Grammar::parse(&[LEXICON, i
 
 /// The questions of a seed; 700 to train on, 200 to test on.
 pub fn answer(seed: u64) -> Split<Question> {
-    let rng = &mut Rng::new(seed, 12);
+    let rng = &mut Rng::new(seed, "answer");
     let (train_people, test_people) = split_people(rng);
-    Split {
-        train: part(rng, "train", &train_people, TRAIN_ROWS),
-        test: part(rng, "test", &test_people, TEST_ROWS),
-    }
+    Split { train: part(rng, "train", &train_people, TRAIN_ROWS), test: part(rng, "test", &test_people, TEST_ROWS) }
 }
 
 fn split_people(rng: &mut Rng) -> (Vec<&'static str>, Vec<&'static str>) {
@@ -125,10 +122,14 @@ mod tests {
         let data = answer(1);
         let named = |rows: &[Question]| -> HashSet<String> {
             let people: HashSet<String> = recall::people(&GRAMMAR).iter().map(|p| p.to_lowercase()).collect();
-            rows.iter().flat_map(|r| words(&format!("{} {}", r.context, r.question))).filter(|w| people.contains(w)).collect()
+            rows.iter()
+                .flat_map(|r| words(&format!("{} {}", r.context, r.question)))
+                .filter(|w| people.contains(w))
+                .collect()
         };
         assert!(named(&data.train).is_disjoint(&named(&data.test)));
-        let texts = |rows: &[Question]| rows.iter().map(|r| format!("{} {}", r.context, r.question)).collect::<Vec<_>>();
+        let texts =
+            |rows: &[Question]| rows.iter().map(|r| format!("{} {}", r.context, r.question)).collect::<Vec<_>>();
         let near = closest(&texts(&data.train), &texts(&data.test));
         assert!(near.word_jaccard < 0.8, "{near:?}");
         assert!(near.trigram_jaccard < 0.6, "{near:?}");
@@ -138,7 +139,8 @@ mod tests {
     fn the_last_or_the_first_word_of_the_context_is_no_good_guess() {
         let rows = answer(1).test;
         let right = |guess: fn(&[String]) -> String| {
-            rows.iter().filter(|r| guess(&words(&r.context)) == r.answer.to_lowercase()).count() as f64 / rows.len() as f64
+            rows.iter().filter(|r| guess(&words(&r.context)) == r.answer.to_lowercase()).count() as f64
+                / rows.len() as f64
         };
         let last = right(|words| words[words.len() - 1].clone());
         let first = right(|words| words[0].clone());

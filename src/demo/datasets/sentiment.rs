@@ -40,7 +40,7 @@ struct Words {
 
 /// The reviews of a seed; 600 to train on, 300 to test on, each label a third.
 pub fn sentiment(seed: u64) -> Split<Review> {
-    let rng = &mut Rng::new(seed, 11);
+    let rng = &mut Rng::new(seed, "sentiment");
     let (train_words, test_words) = split_words(rng);
     let train = part(rng, "train", &train_words, TRAIN_ROWS_PER_LABEL);
     let test = part(rng, "test", &test_words, TEST_ROWS_PER_LABEL);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_parts_share_no_opinion_word_and_no_pattern() {
-        let (train, test) = split_words(&mut Rng::new(1, 11));
+        let (train, test) = split_words(&mut Rng::new(1, "sentiment"));
         for (one, other) in [(&train.good, &test.good), (&train.bad, &test.bad)] {
             assert!(one.iter().all(|word| !other.contains(word)));
             assert!(one.len() > 40 && other.len() > 25, "{} {}", one.len(), other.len());
@@ -145,7 +145,11 @@ mod tests {
         };
         assert!(used(&data.train).is_disjoint(&used(&data.test)));
         let patterns = |part: &str| -> HashSet<&str> {
-            ["open", "one", "not", "but", "plain"].iter().flat_map(|k| GRAMMAR.list(&format!("{part}.{k}"))).copied().collect()
+            ["open", "one", "not", "but", "plain"]
+                .iter()
+                .flat_map(|k| GRAMMAR.list(&format!("{part}.{k}")))
+                .copied()
+                .collect()
         };
         assert!(patterns("train").is_disjoint(&patterns("test")));
         let base: HashSet<&str> = corpus::grammar().lists().flat_map(|(_, lines)| lines.iter().copied()).collect();

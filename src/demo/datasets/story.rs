@@ -23,7 +23,7 @@ static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| Grammar::parse(&[LEXICON, i
 
 /// The pages of a seed; 300 to train on, 60 to test on.
 pub fn story(seed: u64) -> Split<Log> {
-    let rng = &mut Rng::new(seed, 13);
+    let rng = &mut Rng::new(seed, "story");
     let (mut rows, mut seen) = (Vec::new(), HashSet::new());
     while rows.len() < TRAIN_ROWS + TEST_ROWS {
         let text = polish(&Scene::new(&GRAMMAR, rng).line("page"));

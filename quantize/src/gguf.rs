@@ -1,0 +1,171 @@
+//! Header, metadata, table, aligned data -> temporary file -> rename.
+//!
+//! Every size is known from the plan, so the stream is written front to back in one pass, one tensor in memory at a time.
+//! Rows are encoded in parallel in chunks whose size does not depend on the number of threads, so neither do the bytes.
+
+mod encode;
+mod file;
+mod header;
+
+pub use file::write_gguf_file;
+pub use header::header;
+
+use crate::{
+    error::{Error, Result},
+    metadata,
+    names::{Placed, interleave_heads},
+    plan::{Origin, Plan, Planned},
+    report::{Report, TensorReport},
+    source::TensorSource,
+    tokenizer::{self, TokenizerFiles},
+};
+use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, Value};
+use sha2::{Digest, Sha256};
+use std::{borrow::Cow, io::Write};
+
+/// Writes a model as GGUF to a stream that need not seek, and reports what was lost in rounding.
+///
+/// `extra` is added to the metadata; a key that the model or tokenizer already has is replaced. `progress` hears
+/// `(elements done, elements in all)` after each tensor.
+///
+/// # Errors
+/// What [`metadata()`] refuses; a tensor that cannot be read, has another length than its shape, or holds a value that is not
+/// finite or too large (with tensor, row and column); a plan made for another source; a failing `out`.
+pub fn write_gguf(
+    source: &dyn TensorSource,
+    tokenizer: &TokenizerFiles,
+    plan: &Plan,
+    extra: &[(String, Value)],
+    out: &mut dyn Write,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
+    let keys = metadata(source, tokenizer, plan, extra)?;
+    let mut out = Hashed { out, hash: Sha256::new(), bytes: 0 };
+    out.write(&header(&keys, &plan.tensors)?)?;
+    let (mut done, total) = (0, plan.elements());
+    let mut tensors = Vec::with_capacity(plan.tensors.len());
+    for t in &plan.tensors {
+        let x = values(source, t)?;
+        let encoded = encode::encode(t, &x).map_err(|e| place(t, e))?;
+        out.write(&encoded.bytes)?;
+        out.write(&vec![0; padding(encoded.bytes.len() as u64) as usize])?;
+        tensors.push(TensorReport {
+            name: t.name.clone(),
+            ty: t.ty,
+            reason: t.reason.to_string(),
+            fallback: t.fallback(),
+            bytes_before: 4 * t.elements() as u64,
+            bytes: encoded.bytes.len() as u64,
+            rms_error: encoded.rms_error(),
+            relative_error: encoded.relative_error(),
+        });
+        done += t.elements() as u64;
+        progress(done, total);
+    }
+    out.out.flush().map_err(Error::Write)?;
+    Ok(Report {
+        mix: plan.mix.name(),
+        bytes: out.bytes,
+        bpw: plan.bits_per_weight(),
+        types: plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect(),
+        sha256: out.hash.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+        tensors,
+        skipped: plan.skipped.clone(),
+    })
+}
+
+/// All keys of the file: the model's, its heads', the tokenizer's, the caller's.
+///
+/// # Errors
+/// A tokenizer that does not fit, a head that cannot be read or is not finite, an `extra` key that only the writer may set.
+pub fn metadata(
+    source: &dyn TensorSource,
+    tokenizer: &TokenizerFiles,
+    plan: &Plan,
+    extra: &[(String, Value)],
+) -> Result<Vec<(String, Value)>> {
+    let spec = source.spec();
+    let mut keys = metadata::model(spec, plan);
+    for (key, head) in &plan.keys {
+        let x = read(source, head)?;
+        if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+            return Err(encode::not_finite(&head.source, &head.shape, at, x[at]));
+        }
+        keys.push(((*key).to_string(), Value::Array(Array::F32(x))));
+    }
+    keys.extend(tokenizer::keys(tokenizer, spec)?);
+    metadata::extend(&mut keys, extra)?;
+    Ok(keys)
+}
+
+/// Bytes of the padding after `n` bytes.
+fn padding(n: u64) -> u64 {
+    n.next_multiple_of(DEFAULT_ALIGNMENT) - n
+}
+
+/// A tensor's values in the order of the file.
+fn values<'a>(source: &dyn TensorSource, t: &'a Planned) -> Result<Cow<'a, [f32]>> {
+    match &t.origin {
+        Origin::RopeDivisors(x) => Ok(Cow::Borrowed(x)),
+        Origin::Source(placed) => {
+            let x = read(source, placed)?;
+            Ok(Cow::Owned(match placed.heads {
+                Some(heads) => interleave_heads(&x, heads, width(placed)),
+                None => x,
+            }))
+        }
+    }
+}
+
+/// Values beside each other in a row: 1 for a bias, whose rows are its elements.
+fn width(placed: &Placed) -> usize {
+    placed.shape[1..].iter().product()
+}
+
+fn read(source: &dyn TensorSource, placed: &Placed) -> Result<Vec<f32>> {
+    let name = placed.source.clone();
+    let x = source.read(&name).map_err(|e| Error::Source { name: name.clone(), source: e })?;
+    if x.len() != placed.shape.iter().product::<usize>() {
+        return Err(Error::Length { name, found: x.len(), shape: placed.shape.clone() });
+    }
+    Ok(x)
+}
+
+/// An encoding error in the source's terms: its name, and its row where rows were reordered.
+fn place(t: &Planned, e: encode::Failed) -> Error {
+    let (row, column) = (e.at / t.cols(), e.at % t.cols());
+    let (name, row, column) = match &t.origin {
+        Origin::RopeDivisors(_) => (t.name.clone(), row, column),
+        Origin::Source(p) => match p.heads {
+            None => (p.source.clone(), row, column),
+            Some(heads) => {
+                let width = width(p);
+                let (row, column) = (e.at / width, e.at % width);
+                let d = p.shape[0] / heads;
+                let from = row / d * d + row % d % 2 * (d / 2) + row % d / 2;
+                let bias = p.shape.len() == 1;
+                (p.source.clone(), if bias { 0 } else { from }, if bias { from } else { column })
+            }
+        },
+    };
+    Error::Weight { name, row, column, cause: e.cause }
+}
+
+/// A stream with a count and a hash of what went through.
+struct Hashed<'a> {
+    out: &'a mut dyn Write,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(Error::Write)?;
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! A batch of tokens in, output rows out: the only seam between backends.
+
+use crate::error::Result;
+use crate::model::Hparams;
+
+/// Which positions of a run give output rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// None: the tokens only fill the cache.
+    None,
+    /// The last position; for encoders, the whole sequence's one row (pooled).
+    Last,
+    /// Every position.
+    All,
+}
+
+/// Tokens appended to one sequence at its current length. Encoders take a whole sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Slot of the sequence, from 0.
+    pub seq: usize,
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// Token types of an encoder (0 and 1); all 0 when absent.
+    pub types: Option<&'a [u8]>,
+    /// Which positions give output rows.
+    pub rows: Rows,
+}
+
+/// Type of the elements of the key and value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum KvType {
+    F32,
+    F16,
+}
+
+/// How an engine is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Threads that compute.
+    pub threads: usize,
+    /// Tokens a sequence may hold.
+    pub ctx: usize,
+    /// Sequences side by side.
+    pub n_seqs: usize,
+    /// Type of the cache.
+    pub kv: KvType,
+}
+
+/// A backend with a model loaded and a cache allocated.
+pub trait Engine: Send {
+    /// Shape of the model.
+    fn hparams(&self) -> &Hparams;
+    /// Numbers in an output row: the vocabulary, the labels, or 2 (start, end) for spans.
+    fn output_dim(&self) -> usize;
+    /// Runs all `runs` and replaces `out` by their rows, in order of runs and positions.
+    ///
+    /// # Errors
+    /// `Limit` when a sequence would outgrow [`Engine::capacity`]; `Input` on a token id outside the vocabulary.
+    fn forward(&mut self, runs: &[Run], out: &mut Vec<f32>) -> Result<()>;
+    /// Tokens that a sequence holds.
+    fn len(&self, seq: usize) -> usize;
+    /// Forgets a sequence's tokens from position `len` on.
+    fn truncate(&mut self, seq: usize, len: usize);
+    /// Tokens that a sequence may hold.
+    fn capacity(&self) -> usize;
+    /// Number of sequences.
+    fn n_seqs(&self) -> usize;
+    /// Whether no sequence holds a token.
+    fn is_empty(&self) -> bool {
+        (0..self.n_seqs()).all(|s| self.len(s) == 0)
+    }
+}

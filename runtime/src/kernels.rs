@@ -1,0 +1,144 @@
+//! Chosen once, at start: [`scalar`] is the meaning, the other levels are the same loops compiled for wider registers, so
+//! every level gives the same bits.
+//!
+//! A kernel never allocates; it takes slices and sizes. Weights of a quantized type meet activations rounded to eight bits
+//! ([`acts`]), as ggml does, and their products are summed as integers inside a block.
+
+pub mod acts;
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod scalar;
+
+use crate::error::{Error, Kind, Result};
+use crate::format::GgmlType;
+use acts::Acts;
+
+/// Rows of one weight matrix.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Element type.
+    pub ty: GgmlType,
+    /// Output size.
+    pub rows: usize,
+    /// Input size: elements of a row.
+    pub cols: usize,
+    /// `rows` rows of `ty.row_bytes(cols)` bytes.
+    pub data: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// Bytes of row `r`.
+    pub fn row(&self, r: usize) -> &'a [u8] {
+        let n = self.data.len() / self.rows;
+        &self.data[r * n..(r + 1) * n]
+    }
+}
+
+/// Instruction sets, from narrow to wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every CPU of the target has.
+    Scalar,
+    /// x86-64 with AVX2, FMA, F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, VL, DQ.
+    Avx512,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+/// The kernels of one level.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernels {
+    level: Level,
+}
+
+impl Kernels {
+    /// The widest level that this CPU has, or what `EDGEFT_ISA` names.
+    ///
+    /// # Errors
+    /// `Input` when `EDGEFT_ISA` names a level that is unknown or that this CPU lacks.
+    pub fn detect() -> Result<Self> {
+        let have = Self::available();
+        let Ok(wanted) = std::env::var("EDGEFT_ISA") else {
+            return Ok(Self { level: have.last().copied().unwrap_or(Level::Scalar) });
+        };
+        match have.iter().find(|l| l.name() == wanted) {
+            Some(level) => Ok(Self { level: *level }),
+            None => {
+                let names: Vec<&str> = have.iter().map(|l| l.name()).collect();
+                Err(Error::new(Kind::Input, "EDGEFT_ISA", format!("`{wanted}` is not to be had here; this CPU has: {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Levels of this CPU, from narrow to wide.
+    pub fn available() -> Vec<Level> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Level::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx2::Avx2::detect().is_some() {
+                levels.push(Level::Avx2);
+            }
+            if avx512::Avx512::detect().is_some() {
+                levels.push(Level::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// The level in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Rows `first..first + out.len() / n` of `w` times every activation row: `out[r][t]`, n activation rows side by side.
+    /// - `scratch`: `w.cols` floats
+    pub fn rows(&self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        match self.level {
+            Level::Avx512 => {
+                if let Some(cpu) = avx512::Avx512::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            Level::Avx2 => {
+                if let Some(cpu) = avx2::Avx2::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            Level::Scalar => {}
+        }
+        scalar::rows(w, first, acts, out, scratch);
+    }
+
+    /// Sum of a[i] * b[i].
+    pub fn dot_f32(&self, a: &[f32], b: &[f32]) -> f32 {
+        #[cfg(target_arch = "x86_64")]
+        match self.level {
+            Level::Avx512 => {
+                if let Some(cpu) = avx512::Avx512::detect() {
+                    return cpu.dot_f32(a, b);
+                }
+            }
+            Level::Avx2 => {
+                if let Some(cpu) = avx2::Avx2::detect() {
+                    return cpu.dot_f32(a, b);
+                }
+            }
+            Level::Scalar => {}
+        }
+        scalar::dot_f32(a, b)
+    }
+}

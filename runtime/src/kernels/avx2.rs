@@ -1,0 +1,38 @@
+//! The loops of [`super::scalar`], compiled for AVX2.
+
+use super::Matrix;
+use super::acts::Acts;
+use super::scalar;
+
+/// Exists only where the CPU has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// Asks the CPU.
+    pub fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+
+    /// See [`super::Kernels::rows`].
+    pub fn rows(self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
+        // SAFETY: `Self` exists only after `detect` saw the features that the function is compiled for.
+        unsafe { rows(w, first, acts, out, scratch) }
+    }
+
+    /// See [`super::Kernels::dot_f32`].
+    pub fn dot_f32(self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: as above.
+        unsafe { dot_f32(a, b) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
+    scalar::rows(w, first, acts, out, scratch);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+    scalar::dot_f32(a, b)
+}

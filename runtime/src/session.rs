@@ -1,0 +1,446 @@
+//! Prompt -> prefill -> decode -> whole UTF-8 pieces; a text -> labels; a question -> a span. One sequence at a time.
+//!
+//! A session owns an engine and remembers which tokens its cache holds, so a prompt that begins like the last one is read
+//! only from where they part.
+
+mod answer;
+mod stop;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::chat::{ChatTemplate, Message};
+use crate::engine::{Engine, EngineOptions, KvType, Rows, Run};
+use crate::error::{Error, Kind, Result};
+use crate::model::{Model, Task};
+use crate::sample::{Sampler, Sampling, logprob, softmax, top_logprobs};
+use crate::tokenizer::{PieceStream, Tokenizer};
+pub use answer::Answer;
+use stop::StopStrings;
+
+/// Prompt tokens between two looks at whether somebody still waits.
+const PREFILL: usize = 256;
+/// Context where none is asked for: the model's own, up to this many tokens, since the cache is allocated at once.
+const DEFAULT_CTX: usize = 4096;
+
+/// How a session is set up.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// Tokens that prompt and answer may hold together; `None` is the model's own context, at most 4096.
+    pub ctx: Option<usize>,
+    /// Threads that compute; `None` is as many as the process may really use.
+    pub threads: Option<usize>,
+    /// Type of the key and value cache.
+    pub kv: KvType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { ctx: None, threads: None, kv: KvType::F16 }
+    }
+}
+
+impl SessionOptions {
+    /// The engine's options for `n_seqs` sequences of `model`.
+    pub fn engine(&self, model: &Model, n_seqs: usize) -> EngineOptions {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        EngineOptions {
+            threads: self.threads.unwrap_or_else(cores),
+            ctx: self.ctx.unwrap_or(model.hparams().n_ctx.min(DEFAULT_CTX)),
+            n_seqs,
+            kv: self.kv,
+        }
+    }
+}
+
+/// What to generate, and when to stop.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// At most so many tokens; the room left in the context bounds it too.
+    pub max_tokens: usize,
+    /// How ids are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer; they are not part of it, even where they span tokens.
+    pub stop: Vec<String>,
+    /// Ids that end the answer; `None` is the tokenizer's own set, empty never stops.
+    pub stop_ids: Option<Vec<u32>>,
+    /// Log-probabilities of each token and of this many of the likeliest.
+    pub logprobs: Option<usize>,
+    /// The answer is a text of its own (a chat turn), not the prompt's continuation: a SentencePiece space before its first
+    /// word is dropped.
+    pub own_text: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        let sampling = Sampling::default();
+        Self { max_tokens: 256, sampling, stop: Vec::new(), stop_ids: None, logprobs: None, own_text: false }
+    }
+}
+
+/// Log-probabilities, in nats, at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the token that was taken.
+    pub logprob: f64,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f64)>,
+}
+
+/// What a generation gives as it goes. Both fields may be empty: between stretches of a long prompt, and while a character
+/// or a stop string is unfinished.
+#[derive(Debug, Clone)]
+pub struct Piece<'a> {
+    /// The token just taken.
+    pub token: Option<u32>,
+    /// Text that is whole and cannot become a stop string.
+    pub text: &'a str,
+    /// When asked for.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model, or a stop string, ended it.
+    Stop,
+    /// `max_tokens`, or the context, was full.
+    Length,
+    /// The caller broke off.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// `stop`, `length` or `cancelled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Clocks of one generation.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Timings {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, tokens that the cache still held.
+    pub cached_tokens: usize,
+    /// From the call to the first token.
+    pub ttft_ms: f64,
+    /// Tokens after the first, a second; `None` with fewer than two.
+    pub decode_tokens_per_s: Option<f64>,
+    /// Time of each token after the first.
+    pub itl_ms: Vec<f64>,
+}
+
+/// A finished generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// Without the id that ended it.
+    pub token_ids: Vec<u32>,
+    /// Without the string that ended it.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// A label with its probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelScore {
+    /// As the model names it.
+    pub label: String,
+    /// In [0, 1]; all labels sum to 1.
+    pub score: f32,
+}
+
+/// One sequence on one engine.
+pub struct Session {
+    engine: Box<dyn Engine>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    task: Task,
+    labels: Vec<String>,
+    /// Tokens in the cache.
+    cached: Vec<u32>,
+}
+
+impl Session {
+    /// # Errors
+    /// As [`Model::engine`]; a malformed tokenizer, while a missing one only rules out text.
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
+        let tokenizer = match model.tokenizer() {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(e) if e.kind() == Kind::Missing => None,
+            Err(e) => return Err(e),
+        };
+        let engine = model.engine(&options.engine(model, 1))?;
+        Ok(Self::from_parts(engine, tokenizer, model.task(), model.labels().to_vec()))
+    }
+
+    /// A session on an engine that is already there.
+    pub fn from_parts(
+        engine: Box<dyn Engine>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        task: Task,
+        labels: Vec<String>,
+    ) -> Self {
+        Self { engine, tokenizer, task, labels, cached: Vec::new() }
+    }
+
+    /// Tokens that prompt and answer may hold together.
+    pub fn capacity(&self) -> usize {
+        self.engine.capacity()
+    }
+
+    /// What the model is for.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// # Errors
+    /// [`Kind::Missing`] when the model carries no tokenizer.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::new(Kind::Missing, "tokenizer", "the model carries no tokenizer, so it takes token ids and no text")
+        })
+    }
+
+    /// Forgets what the cache holds.
+    pub fn reset(&mut self) {
+        self.engine.truncate(0, 0);
+        self.cached.clear();
+    }
+
+    /// Continues `prompt`. `on_piece` sees every token as it comes and breaks the generation off by its answer.
+    /// # Errors
+    /// [`Kind::Limit`] when the prompt leaves no room in the context; [`Kind::Input`] on an empty prompt, a number out of
+    /// range, or a model that does not generate; what the engine gives.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        self.must_be("generate", &[Task::Generate, Task::Answer])?;
+        if prompt.len() >= self.capacity() {
+            return Err(too_long("prompt", prompt.len(), self.capacity(), "leaves no room for an answer"));
+        }
+        let generation = self.run(prompt, options, on_piece);
+        if generation.is_err() {
+            self.reset(); // the cache may hold half a step
+        }
+        generation
+    }
+
+    fn run(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let start = Instant::now();
+        let tokenizer = self.tokenizer.clone();
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let mut stop = StopStrings::new(&options.stop)?;
+        let own_ids = || tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+        let stop_ids = options.stop_ids.clone().unwrap_or_else(own_ids);
+        let max_tokens = options.max_tokens.min(self.capacity() - prompt.len());
+        let mut stream = tokenizer.as_deref().map(PieceStream::new);
+        if options.own_text {
+            stream = stream.map(PieceStream::from_the_start);
+        }
+
+        let mut out = Generation {
+            token_ids: Vec::new(),
+            text: String::new(),
+            finish_reason: FinishReason::Length,
+            timings: Timings { prompt_tokens: prompt.len(), ..Timings::default() },
+        };
+        if max_tokens == 0 {
+            return Ok(out);
+        }
+        let mut row = Vec::new(); // (V)
+        out.timings.cached_tokens = self.keep_common(prompt);
+        if self.prefill(&prompt[out.timings.cached_tokens..], &mut row, on_piece)?.is_break() {
+            out.finish_reason = FinishReason::Cancelled;
+            return Ok(out);
+        }
+
+        let mut history = prompt.to_vec();
+        let mut last = None;
+        let mut decode_ms = 0.0;
+        loop {
+            let plain = options.logprobs.map(|_| row.clone()); // the penalty changes the row
+            let id = sampler.next(&mut row, &history)?;
+            let now = start.elapsed().as_secs_f64() * 1e3;
+            match last.replace(now) {
+                None => out.timings.ttft_ms = now,
+                Some(before) => {
+                    out.timings.itl_ms.push(now - before);
+                    decode_ms += now - before;
+                }
+            }
+            if stop_ids.contains(&id) {
+                out.finish_reason = FinishReason::Stop;
+                break;
+            }
+            history.push(id);
+            out.token_ids.push(id);
+            let text = stream.as_mut().map_or_else(String::new, |s| s.push(id));
+            let text = stop.push(&text);
+            out.text.push_str(&text);
+            let logprobs = plain.zip(options.logprobs).and_then(|(row, n)| {
+                Some(TokenLogprobs { logprob: logprob(&row, id)?, top: top_logprobs(&row, n) })
+            });
+            if on_piece(&Piece { token: Some(id), text: &text, logprobs }).is_break() {
+                out.finish_reason = FinishReason::Cancelled;
+                break;
+            }
+            if stop.hit() {
+                out.finish_reason = FinishReason::Stop;
+                break;
+            }
+            if out.token_ids.len() == max_tokens {
+                break;
+            }
+            self.step(&[id], Rows::Last, &mut row)?;
+        }
+        if out.finish_reason != FinishReason::Cancelled {
+            let rest = stream.map_or_else(String::new, |mut s| s.finish());
+            let mut rest = stop.push(&rest);
+            rest.push_str(&stop.finish());
+            out.text.push_str(&rest);
+            if !rest.is_empty() && on_piece(&Piece { token: None, text: &rest, logprobs: None }).is_break() {
+                out.finish_reason = FinishReason::Cancelled;
+            }
+        }
+        let n = out.timings.itl_ms.len();
+        out.timings.decode_tokens_per_s = (n > 0 && decode_ms > 0.0).then(|| n as f64 / decode_ms * 1e3);
+        Ok(out)
+    }
+
+    /// Reads a prompt's rest and leaves the last row in `row`; breaks when nobody waits any more.
+    fn prefill(
+        &mut self,
+        tokens: &[u32],
+        row: &mut Vec<f32>,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let mut chunks = tokens.chunks(PREFILL).peekable();
+        while let Some(chunk) = chunks.next() {
+            let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
+            self.step(chunk, rows, row)?;
+            if chunks.peek().is_some() && on_piece(&Piece { token: None, text: "", logprobs: None }).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn step(&mut self, tokens: &[u32], rows: Rows, out: &mut Vec<f32>) -> Result<()> {
+        self.engine.forward(&[Run { seq: 0, tokens, types: None, rows }], out)?;
+        self.cached.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Keeps of the cache what `prompt` begins with, all but the last token, whose row is wanted.
+    fn keep_common(&mut self, prompt: &[u32]) -> usize {
+        let common = prompt.iter().zip(&self.cached).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        self.engine.truncate(0, common);
+        self.cached.truncate(common);
+        common
+    }
+
+    /// Labels of a text given as ids, with special tokens, likeliest first.
+    /// # Errors
+    /// [`Kind::Limit`] when it is longer than the context; [`Kind::Input`] when the model does not classify.
+    pub fn classify(&mut self, ids: &[u32]) -> Result<Vec<LabelScore>> {
+        self.must_be("classify", &[Task::Classify])?;
+        let row = self.whole(ids, None, Rows::Last)?;
+        let mut all: Vec<LabelScore> =
+            self.labels.iter().cloned().zip(softmax(&row)).map(|(label, score)| LabelScore { label, score }).collect();
+        all.sort_by(|a, b| b.score.total_cmp(&a.score));
+        Ok(all)
+    }
+
+    /// Labels of a text, likeliest first.
+    /// # Errors
+    /// As [`Session::classify`]; [`Kind::Missing`] without a tokenizer.
+    pub fn classify_text(&mut self, text: &str) -> Result<Vec<LabelScore>> {
+        let ids = self.tokenizer()?.encode(text, true)?;
+        self.classify(&ids)
+    }
+
+    /// The vector of a text given as ids, of length 1.
+    /// # Errors
+    /// As [`Session::classify`].
+    pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.must_be("embed", &[Task::Embed])?;
+        let mut row = self.whole(ids, None, Rows::Last)?;
+        let norm = row.iter().map(|&x| x as f64 * x as f64).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            row.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
+        }
+        Ok(row)
+    }
+
+    /// Output rows of every position of `ids`, `(T, output_dim)`, from an empty cache; what `verify` compares.
+    /// # Errors
+    /// [`Kind::Limit`] when `ids` are more than the context holds.
+    pub fn logits(&mut self, ids: &[u32], types: Option<&[u8]>) -> Result<Vec<f32>> {
+        self.whole(ids, types, Rows::All)
+    }
+
+    /// Numbers in an output row.
+    pub fn output_dim(&self) -> usize {
+        self.engine.output_dim()
+    }
+
+    /// A whole sequence from an empty cache, which is empty again afterwards.
+    fn whole(&mut self, ids: &[u32], types: Option<&[u8]>, rows: Rows) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::new(Kind::Input, "text", "it has no tokens"));
+        }
+        if ids.len() > self.capacity() {
+            return Err(too_long("text", ids.len(), self.capacity(), "is too long"));
+        }
+        self.reset();
+        let mut out = Vec::new();
+        let result = self.engine.forward(&[Run { seq: 0, tokens: ids, types, rows }], &mut out);
+        self.reset();
+        result.map(|()| out)
+    }
+
+    fn must_be(&self, verb: &str, tasks: &[Task]) -> Result<()> {
+        if tasks.contains(&self.task) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Input, "model", format!("its task is {:?}, so it cannot {verb}", self.task).to_lowercase()))
+    }
+}
+
+/// Ids of a chat up to where the assistant begins to speak.
+/// # Errors
+/// [`Kind::Missing`] when the model has no chat template; as [`ChatTemplate::render`].
+pub fn chat_ids(
+    chat: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&[serde_json::Value]>,
+) -> Result<Vec<u32>> {
+    let chat = chat.ok_or_else(|| {
+        let way_out = "the model has none, and a guessed one would answer badly; complete a plain prompt instead";
+        Error::new(Kind::Missing, "chat template", way_out)
+    })?;
+    tokenizer.encode(&chat.render(messages, true, tools)?, false)
+}
+
+fn too_long(what: &str, tokens: usize, capacity: usize, so: &str) -> Error {
+    let message = format!("{tokens} tokens, but the context holds {capacity}: the {what} {so}; shorten it or raise --ctx");
+    Error::new(Kind::Limit, what, message)
+}

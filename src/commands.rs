@@ -1,0 +1,94 @@
+//! One verb a file: arguments in, report out. Only this folder and the binaries print, read the environment or exit.
+
+pub mod bench;
+pub mod demo;
+pub mod eval;
+pub mod inspect;
+pub mod merge;
+pub mod quantize;
+pub mod run;
+pub mod serve;
+pub mod show;
+pub mod targets;
+pub mod tokenize;
+pub mod tune;
+pub mod verify;
+
+use crate::cli::{Cli, Verb};
+use crate::data::DataError;
+use crate::error::{BadInput, GateFailed};
+use std::process::ExitCode;
+
+/// Runs the verb and turns its outcome into an exit code (see the contract: 0, 1, 2, 3, 130).
+pub fn main(cli: Cli) -> ExitCode {
+    let global = &cli.global;
+    // One pool for all: candle's GEMM and our loops share it.
+    if let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global() {
+        eprintln!("error: cannot start {} threads: {e}", global.threads());
+        return ExitCode::from(1);
+    }
+    let outcome = match &cli.verb {
+        Verb::Demo(args) => demo::run(args, global),
+        Verb::Tune(args) => tune::run(args, global),
+        Verb::Eval(args) => eval::run(args, global),
+        Verb::Merge(args) => merge::run(args, global),
+        Verb::Quantize(args) => quantize::run(args, global),
+        Verb::Verify(args) => verify::run(args, global),
+        Verb::Tokenize(args) => tokenize::run(args, global),
+        Verb::Run(args) => run::run(args, global),
+        Verb::Serve(args) => serve::run(args, global),
+        Verb::Bench(args) => bench::run(args, global),
+        Verb::Inspect(args) => inspect::run(args, global),
+        Verb::Targets(args) => targets::run(args, global),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// The chain of causes, a line each, without saying the same thing twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !lines.iter().any(|l| l.contains(&text)) {
+            lines.push(text);
+        }
+    }
+    lines.join("\n  ")
+}
+
+/// 2 for what the user gave, 3 for a gate, 1 for what failed while working.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<GateFailed>() {
+            return 3;
+        }
+        // A disk that is full or a device that fails is nobody's bad input, whatever was being read or written.
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::AddrInUse)
+        {
+            return 1;
+        }
+    }
+    for cause in error.chain() {
+        if cause.is::<BadInput>() || cause.is::<DataError>() {
+            return 2;
+        }
+        if let Some(e) = cause.downcast_ref::<edgeft_runtime::Error>() {
+            use edgeft_runtime::Kind;
+            return match e.kind() {
+                Kind::Io => 1,
+                _ => 2,
+            };
+        }
+        if let Some(e) = cause.downcast_ref::<edgeft_quantize::Error>() {
+            return if e.is_input() { 2 } else { 1 };
+        }
+    }
+    1
+}

@@ -1,0 +1,108 @@
+//! `edgeft merge`: fold an adapter into its base.
+
+use super::show;
+use crate::cli::Global;
+use crate::merge::Merged;
+use crate::model::open::Opened;
+use crate::tune::checkpoint::write_synced;
+use anyhow::Context;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Flags of `merge`.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  edgeft merge RUN --out merged/\n  edgeft merge --model base/ --adapter adapter/ --out merged/\nNext:\n  edgeft quantize merged/ --type q4_k_m --out model.gguf")]
+pub struct MergeArgs {
+    /// RUN folder whose adapter is folded into its base
+    #[arg(value_name = "RUN", required_unless_present = "model", conflicts_with = "model")]
+    pub source: Option<String>,
+    /// Base model
+    #[arg(long, requires = "adapter", value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Adapter folder (adapter_config.json, adapter_model.safetensors)
+    #[arg(long, requires = "model", value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Folder to create; refused if it exists
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace an existing folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let mut opened = Opened::open(args.source.as_deref().or(args.model.as_deref()).unwrap_or_default(), 0)?;
+    if let Some(adapter) = &args.adapter {
+        opened.adapter = Some(adapter.clone());
+    }
+    if opened.adapter.is_none() {
+        crate::bad_input!("{}: nothing to merge: it has no adapter", opened.name);
+    }
+    let folder = show::NewFolder::create(&args.out, args.force)?;
+    let merged = Merged::new(&opened)?;
+    let bytes = merged
+        .write_safetensors(&folder.path().join("model.safetensors"), false)
+        .with_context(|| format!("cannot merge {} into {}", opened.name, args.out.display()))?;
+    write_synced(&folder.path().join("config.json"), serde_json::to_string_pretty(&merged_config(&opened)?)?.as_bytes())?;
+    write_text_files(&opened, folder.path())?;
+    folder.finish()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let changed = merged.changed();
+    show::report(global, &json!({"out": args.out, "bytes": bytes, "tensors_changed": changed, "seconds": seconds}), || {
+        println!(
+            "merged {changed} tensors into {} ({}) in {seconds:.1} s\n\nNext:\n  edgeft quantize {} --type q4_k_m --out model.gguf",
+            args.out.display(),
+            show::bytes(bytes),
+            args.out.display()
+        );
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `config.json` of the merged model: the base's, with the task's class and labels.
+pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
+    use crate::model::network::Task;
+    let mut config = opened.config_json.clone();
+    let family = match opened.config.family.model_type() {
+        "llama" => "Llama",
+        "mistral" => "Mistral",
+        "qwen2" => "Qwen2",
+        _ => "Bert",
+    };
+    match opened.task()? {
+        Some(Task::Classify(labels)) => {
+            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+            let by_index: serde_json::Map<_, _> = labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+            let by_label: serde_json::Map<_, _> = labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+            config["id2label"] = by_index.into();
+            config["label2id"] = by_label.into();
+        }
+        Some(Task::Span) => config["architectures"] = json!([format!("{family}ForQuestionAnswering")]),
+        Some(Task::Generate) => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        None => {}
+    }
+    for key in ["torch_dtype", "dtype"] {
+        if config.get(key).is_some() {
+            config[key] = json!("float32");
+        }
+    }
+    Ok(config)
+}
+
+/// Tokenizer and template, as they were.
+pub fn write_text_files(opened: &Opened, folder: &std::path::Path) -> anyhow::Result<()> {
+    if let Some(bytes) = &opened.text.tokenizer_json {
+        write_synced(&folder.join("tokenizer.json"), bytes)?;
+    }
+    if let Some(config) = &opened.text.tokenizer_config {
+        write_synced(&folder.join("tokenizer_config.json"), serde_json::to_string_pretty(config)?.as_bytes())?;
+    }
+    if let Some(template) = &opened.text.chat_template {
+        write_synced(&folder.join("chat_template.jinja"), template.as_bytes())?;
+    }
+    Ok(())
+}

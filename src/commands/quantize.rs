@@ -1,0 +1,187 @@
+//! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files.
+
+use super::show;
+use crate::cli::Global;
+use crate::error::{BadInput, GateFailed};
+use crate::export;
+use crate::model::open::Opened;
+use edgeft_quantize::{Mix, Plan, PlanOptions, Regex};
+use edgeft_runtime::format::GgmlType;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Flags of `quantize`.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\"")]
+pub struct QuantizeArgs {
+    /// Model folder, RUN, or `nano`
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 ...
+    #[arg(long = "type", value_delimiter = ',', required = true, value_name = "TYPE")]
+    pub types: Vec<String>,
+    /// File to write; with several types, the folder for TYPE.gguf
+    #[arg(long, value_name = "FILE|DIR", required_unless_present = "plan")]
+    pub out: Option<PathBuf>,
+    /// File format
+    #[arg(long, value_enum, default_value = "gguf")]
+    pub to: Target,
+    /// Print which tensor would get which type, and write nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Give tensors whose GGUF name matches REGEX the type T; may be repeated
+    #[arg(long = "tensor-type", value_name = "REGEX=T")]
+    pub tensor_types: Vec<String>,
+    /// Refuse when a tensor cannot have the type of the mix
+    #[arg(long)]
+    pub strict_types: bool,
+    /// Hold each file against its source on the rows of DATA; exit 3 when one differs too much
+    #[arg(long, value_name = "DATA")]
+    pub verify: Option<PathBuf>,
+    /// Replace existing files
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// File formats.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Target {
+    /// One file, as llama.cpp reads it
+    Gguf,
+}
+
+/// Runs the verb.
+pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    let mixes = args.types.iter().map(|t| parse_mix(t)).collect::<anyhow::Result<Vec<_>>>()?;
+    let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
+    let opened = Opened::open(&args.model, 0)?;
+    if args.plan {
+        return print_plans(&opened, &mixes, &options, global);
+    }
+    let Some(out) = &args.out else { crate::bad_input!("give --out") };
+    let places: Vec<PathBuf> = match mixes.as_slice() {
+        [_] => vec![out.clone()],
+        many => many.iter().map(|m| out.join(format!("{}.gguf", m.name()))).collect(),
+    };
+    for place in &places {
+        show::refuse_existing(place, args.force)?;
+    }
+    if mixes.len() > 1 {
+        std::fs::create_dir_all(out).map_err(|e| BadInput(format!("cannot create {}: {e}", out.display())))?;
+    } else if out.is_dir() {
+        crate::bad_input!("{} is a folder; give a file name such as {}", out.display(), out.join("model.gguf").display());
+    }
+    let mut all = Vec::new();
+    let mut failed = None;
+    for (mix, place) in mixes.iter().zip(&places) {
+        let start = Instant::now();
+        let bar = show::bar(100, mix.name());
+        let report = export::to_file(&opened, *mix, &options, place, args.force, &mut |done, total| {
+            bar.set_position(done * 100 / total.max(1));
+        })?;
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        let types: BTreeMap<_, _> = report.types.iter().collect();
+        let mut line = json!({"out": place, "bytes": report.bytes, "bpw": report.bpw, "type": mix.name(), "types": types,
+            "seconds": seconds, "peak_mib": show::peak_mib(), "sha256": report.sha256});
+        if !global.json {
+            println!("{} -> {report} in {seconds:.1} s", place.display());
+            for tensor in report.tensors.iter().filter(|t| t.fallback.is_some()).take(3) {
+                println!("  {}: {}", tensor.name, tensor.fallback.as_deref().unwrap_or_default());
+            }
+        }
+        if let Some(data) = &args.verify {
+            let verification = super::verify::verify(&super::verify::Question {
+                subject: &place.display().to_string(),
+                reference: &args.model,
+                data: Some(data),
+                engine: None,
+                bounds: None,
+                threads: global.threads(),
+            })?;
+            if !global.json {
+                super::verify::print(&verification);
+            }
+            if !verification.pass {
+                failed = Some(place.clone());
+            }
+            line["verify"] = serde_json::to_value(&verification)?;
+        }
+        all.push(line);
+    }
+    if global.json {
+        println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "files": all }) });
+    } else {
+        let first = places[0].display();
+        println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
+    }
+    match failed {
+        Some(place) => Err(GateFailed(format!("{} did not pass verification; see above", place.display())).into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// A mix by its name.
+pub fn parse_mix(name: &str) -> anyhow::Result<Mix> {
+    name.parse::<Mix>().map_err(|e| BadInput(format!("--type: {e}")).into())
+}
+
+fn overrides(list: &[String]) -> anyhow::Result<Vec<(Regex, GgmlType)>> {
+    list.iter()
+        .map(|item| {
+            let Some((pattern, ty)) = item.rsplit_once('=') else {
+                crate::bad_input!("--tensor-type `{item}`: expected REGEX=TYPE, such as ffn_down=q6_k");
+            };
+            let Some(ty) = GgmlType::from_name(ty) else {
+                crate::bad_input!("--tensor-type `{item}`: no tensor type `{ty}`; known: {}", GgmlType::ALL.map(GgmlType::name).join(" "));
+            };
+            let regex = Regex::new(pattern).map_err(|e| BadInput(format!("--tensor-type `{item}`: {e}")))?;
+            Ok((regex, ty))
+        })
+        .collect()
+}
+
+fn print_plans(opened: &Opened, mixes: &[Mix], options: &PlanOptions, global: &Global) -> anyhow::Result<ExitCode> {
+    let mut all = Vec::new();
+    for mix in mixes {
+        let plan = export::make_plan(opened, *mix, options)?;
+        if global.json {
+            all.push(plan_json(&plan));
+        } else {
+            print_plan(&plan);
+        }
+    }
+    if global.json {
+        println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "plans": all }) });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan_json(plan: &Plan) -> serde_json::Value {
+    let types: BTreeMap<_, _> = plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect();
+    let tensors: Vec<_> = plan
+        .tensors
+        .iter()
+        .map(|t| json!({"name": t.name, "shape": t.shape, "type": t.ty.name(), "reason": t.reason.to_string(), "fallback": t.fallback()}))
+        .collect();
+    json!({"type": plan.mix.name(), "bytes": plan.bytes(), "bpw": plan.bits_per_weight(), "types": types, "tensors": tensors})
+}
+
+fn print_plan(plan: &Plan) {
+    let mut rows = vec![["tensor", "shape", "type", "bytes", "why"].map(str::to_owned).to_vec()];
+    for t in &plan.tensors {
+        let why = t.fallback().unwrap_or_else(|| t.reason.to_string());
+        rows.push(vec![t.name.clone(), format!("{:?}", t.shape), t.ty.name().into(), show::bytes(t.bytes()), why]);
+    }
+    print!("{}", show::table(&rows));
+    println!("{}: {}, {:.2} bits a weight, {} of {} tensors fall back\n", plan.mix.name(), show::bytes(plan.bytes()),
+        plan.bits_per_weight(), plan.fallbacks().count(), plan.tensors.len());
+}
+
+/// Where the file of one mix goes when several are written.
+pub fn place_of(folder: &Path, mix: Mix) -> PathBuf {
+    folder.join(format!("{}.gguf", mix.name()))
+}

@@ -1,0 +1,138 @@
+//! How commands print: one JSON object or a short report, bars on a terminal, numbers with units.
+
+use crate::cli::Global;
+use std::path::{Path, PathBuf};
+
+/// Prints the JSON object as the last line of stdout, or runs `text`.
+pub fn report(global: &Global, json: &serde_json::Value, text: impl FnOnce()) {
+    if global.json {
+        println!("{json}");
+    } else {
+        text();
+    }
+}
+
+/// 1234567 → `1.2 MB`.
+pub fn bytes(n: u64) -> String {
+    let (n, units) = (n as f64, ["B", "kB", "MB", "GB", "TB"]);
+    let power = if n < 1.0 { 0 } else { ((n.log10() / 3.0) as usize).min(4) };
+    let value = n / 1000f64.powi(power as i32);
+    if power == 0 { format!("{value:.0} B") } else { format!("{value:.1} {}", units[power]) }
+}
+
+/// Peak resident set of this process in MiB, where the system tells.
+pub fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some((kib / 1024.0 * 10.0).round() / 10.0)
+}
+
+/// A progress bar on stderr when that is a terminal; hidden otherwise.
+pub fn bar(steps: u64, what: &str) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new(steps);
+    let style = "{prefix:<10} {bar:30} {pos}/{len}  {msg}  {elapsed} (left {eta})";
+    if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// Columns padded to their widest cell; the first is text, the rest align right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let line: Vec<String> = row
+            .iter()
+            .enumerate()
+            .map(|(c, cell)| {
+                let pad = " ".repeat(widths[c] - cell.chars().count());
+                if c == 0 { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
+            })
+            .collect();
+        out.push_str(format!("  {}", line.join("  ")).trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A folder that appears under its name only when it is whole; dropped before that, it leaves nothing.
+pub struct NewFolder {
+    temporary: tempfile::TempDir,
+    place: PathBuf,
+}
+
+impl NewFolder {
+    /// # Errors
+    /// When `place` exists and `force` was not given.
+    pub fn create(place: &Path, force: bool) -> anyhow::Result<Self> {
+        refuse_existing(place, force)?;
+        let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(parent)
+            .map_err(|e| crate::error::BadInput(format!("cannot create {}: {e}", parent.display())))?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".edgeft-")
+            .tempdir_in(parent)
+            .map_err(|e| crate::error::BadInput(format!("cannot write in {}: {e}", parent.display())))?;
+        Ok(Self { temporary, place: place.to_owned() })
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives the folder its name.
+    pub fn finish(self) -> anyhow::Result<()> {
+        if self.place.exists() {
+            if self.place.is_dir() { std::fs::remove_dir_all(&self.place)? } else { std::fs::remove_file(&self.place)? }
+        }
+        let path = self.temporary.keep();
+        open_to_readers(&path)?;
+        std::fs::rename(&path, &self.place)?;
+        Ok(())
+    }
+}
+
+/// Temporary folders are private; a finished output is as readable as any other.
+#[cfg(unix)]
+fn open_to_readers(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn open_to_readers(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// # Errors
+/// When `place` exists and `force` was not given.
+pub fn refuse_existing(place: &Path, force: bool) -> anyhow::Result<()> {
+    if place.exists() && !force {
+        crate::bad_input!("{} exists; choose another --out, or replace it with --force", place.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units_people_read() {
+        for (n, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (7_345_678, "7.3 MB"), (2_500_000_000, "2.5 GB")] {
+            assert_eq!(bytes(n), text);
+        }
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [vec!["a".to_owned(), "10".into()], vec!["long".to_owned(), "2".into()]];
+        assert_eq!(table(&rows), "  a     10\n  long   2\n");
+    }
+}

@@ -1,0 +1,367 @@
+//! `edgeft tune`: rows → adapter, in a RUN folder.
+
+use super::show;
+use crate::cli::Global;
+use crate::data::batch::{Row, Target};
+use crate::error::BadInput;
+use crate::eval::rows::{self, Reading};
+use crate::export;
+use crate::model::network::{Network, Task};
+use crate::model::open::{Opened, Place};
+use crate::model::peft::{self, AdapterConfig};
+use crate::report::ReportData;
+use crate::tune::checkpoint::{self, write_synced, write_tensors};
+use crate::tune::config::{Method, Settings, TaskName, TuneConfig};
+use crate::tune::run_folder::{Hashes, Origin, RunFile, RunFolder, sha256, sha256_bytes};
+use crate::tune::trainer::{Outcome, StepReport, Trainer, Watch};
+use anyhow::Context;
+use candle_core::Device;
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Flags of `tune`.
+#[derive(clap::Args, Debug, Clone, Default)]
+#[command(after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf")]
+pub struct TuneArgs {
+    /// Model folder or `nano`; a config.json with --method full starts from random weights
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Rows to learn: jsonl, json, csv, tsv, txt (also .gz, .zst), or pre-tokenized .safetensors
+    #[arg(long, value_name = "DATA")]
+    pub data: PathBuf,
+    /// Folder of the run
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// Held-out rows [default: a tenth of DATA, at most 500 rows]
+    #[arg(long, value_name = "DATA")]
+    pub val: Option<PathBuf>,
+    /// Hold nothing out
+    #[arg(long, conflicts_with = "val")]
+    pub no_val: bool,
+    /// Adapter to start from; it brings its own method, rank and scale
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// File with any of the settings below
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Go on with an interrupted run
+    #[arg(long)]
+    pub resume: bool,
+    /// Replace an existing run
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
+    /// Print what would be done, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Settings.
+    #[command(flatten, next_help_heading = "Settings")]
+    pub settings: Settings,
+}
+
+/// What a run left, for whoever called it.
+pub struct Tuned {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Weights that were trained.
+    pub trainable_params: usize,
+    /// Rows held out.
+    pub val_rows: usize,
+}
+
+/// Runs the verb.
+pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    let Some(tuned) = tune(args, global)? else { return Ok(ExitCode::SUCCESS) };
+    let o = &tuned.outcome;
+    let line = json!({"out": args.out, "steps": o.steps, "loss": o.loss, "val": o.val, "trainable_params": tuned.trainable_params,
+        "tokens_per_s": o.tokens_per_s, "peak_mib": show::peak_mib(), "seconds": o.seconds, "stopped_by": o.stopped_by});
+    let out = args.out.display();
+    show::report(global, &line, || {
+        let val = o.val.map_or(String::new(), |v| format!(", validation loss {v:.3}"));
+        println!("tuned {} weights in {} steps: loss {:.3}{val}, {:.0} tokens/s, {:.0} s", tuned.trainable_params, o.steps, o.loss,
+            o.tokens_per_s, o.seconds);
+        if o.stopped_by == "interrupted" {
+            println!("interrupted; go on with the same command and --resume");
+        } else {
+            println!("\nNext:\n  edgeft eval {out} --data test.jsonl\n  edgeft quantize {out} --type q4_k_m --out model.gguf");
+        }
+    });
+    Ok(if o.stopped_by == "interrupted" { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// Tunes; `None` after a dry run.
+pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
+    let saved = if args.resume { Some(RunFile::read(&args.out)?) } else { None };
+    let settings = settings(args, saved.as_ref())?;
+    let opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
+    let full = settings.method == Some(Method::Full);
+    if matches!(Place::of(&args.model)?, Place::Config(_)) && !full {
+        crate::bad_input!("{}: a config.json alone has no weights to adapt; use --method full to train from random weights", args.model);
+    }
+    if opened.run.is_some() {
+        crate::bad_input!("{}: a RUN cannot be the base of another; merge it first: edgeft merge {} --out merged/", args.model, args.model);
+    }
+    // Rows and labels.
+    let read = read_data(args, &opened, &settings, saved.as_ref())?;
+    let config = TuneConfig::resolve(&settings, read.task, &opened.config)?;
+    let file = match saved {
+        Some(file) => file,
+        None => run_file(args, &opened, &config, &read)?,
+    };
+    // The network, and what of it is trained.
+    let task = match read.task {
+        TaskName::Classify => Task::Classify(file.run.labels.clone()),
+        TaskName::Answer if !opened.config.family.is_decoder() => Task::Span,
+        _ => Task::Generate,
+    };
+    let mut network = Network::load(&opened.config, &opened.weights, task, config.seed, &Device::Cpu)?;
+    let adapter = prepare(&mut network, args, &config)?;
+    let mut trainable_params = 0;
+    network.trained(&mut |_, t| trainable_params += t.elem_count());
+    if args.dry_run {
+        dry_run(&config, &read, trainable_params);
+        return Ok(None);
+    }
+    // The run.
+    let (mut folder, from) = if args.resume {
+        let newest = checkpoint::newest(&args.out)?;
+        let step = newest.as_deref().and_then(step_of).unwrap_or(0);
+        (RunFolder::resume(&args.out, step)?, newest)
+    } else {
+        (RunFolder::create(&args.out, &file, args.force)?, None)
+    };
+    super::merge::write_text_files(&opened, &folder.path)?;
+    let mut watch = Bar::new(global)?;
+    let trainer = Trainer { network: &mut network, config: &config, train: &read.train, val: &read.val, folder: &mut folder };
+    let outcome = { trainer }.run(from.as_deref(), &mut watch).with_context(|| format!("tuning {} failed", args.model))?;
+    watch.bar.finish_and_clear();
+    if outcome.stopped_by != "interrupted" {
+        finish(args, &opened, &mut network, &config, adapter.as_ref(), &folder, &outcome)?;
+    }
+    Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len() }))
+}
+
+/// Flags over the file over, when resuming, what the run saved.
+fn settings(args: &TuneArgs, saved: Option<&RunFile>) -> anyhow::Result<Settings> {
+    let mut settings = args.settings.clone();
+    if let Some(path) = &args.config {
+        settings = settings.over(Settings::read(path)?);
+    }
+    if let Some(saved) = saved {
+        if let Some((name, now, then)) = settings.difference(&saved.tune) {
+            crate::bad_input!("--resume: {name} is {now}, but the run was begun with {then}");
+        }
+        for (name, now, then) in [("--model", args.model.clone(), &saved.run.model), ("--data", place(&args.data), &saved.run.data)] {
+            if absolute(&now) != *then && now != *then {
+                crate::bad_input!("--resume: {name} is {now}, but the run was begun with {then}");
+            }
+        }
+        settings = settings.over(saved.tune.clone());
+    }
+    Ok(settings)
+}
+
+/// Rows to learn and to hold out.
+struct Read {
+    task: TaskName,
+    labels: Vec<String>,
+    train: Vec<Row>,
+    val: Vec<Row>,
+    held_out: Vec<usize>,
+    schema: String,
+}
+
+fn read_data(args: &TuneArgs, opened: &Opened, settings: &Settings, saved: Option<&RunFile>) -> anyhow::Result<Read> {
+    let known = saved.map(|f| f.run.labels.clone()).filter(|l| !l.is_empty());
+    let reading = Reading {
+        task: settings.task,
+        labels: known.as_deref(),
+        max_len: settings.max_len.unwrap_or(256).min(opened.config.max_position_embeddings),
+        truncate: settings.truncate,
+        encoder: !opened.config.family.is_decoder(),
+    };
+    let tokenizer = || export::tokenizer(opened);
+    let all = rows::read(&args.data, &reading, opened.text.chat_template.as_deref(), &tokenizer)?;
+    let (task, labels) = (all.task, all.labels.clone());
+    let (train, val, held_out) = match &args.val {
+        Some(path) => {
+            let reading = Reading { task: Some(task), labels: (!labels.is_empty()).then_some(labels.as_slice()), ..reading };
+            let val = rows::read(path, &reading, opened.text.chat_template.as_deref(), &tokenizer)?;
+            (all.rows, val.rows, Vec::new())
+        }
+        None if args.no_val || all.pretokenized => (all.rows, Vec::new(), Vec::new()),
+        None => {
+            let (train, val, held) = all.hold_out(settings.seed.unwrap_or(0));
+            (train, val, held)
+        }
+    };
+    if train.is_empty() {
+        crate::bad_input!("{}: no row is left to learn", args.data.display());
+    }
+    check_targets(&args.data, &train)?;
+    Ok(Read { task, labels, train, val, held_out, schema: all.schema })
+}
+
+/// Every row must teach something.
+fn check_targets(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
+    if let Some(row) = rows.iter().find(|r| matches!(r.target, Target::None)) {
+        crate::bad_input!("{}: row {}: nothing to learn (no labels, no positions)", path.display(), row.source);
+    }
+    Ok(())
+}
+
+fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read) -> anyhow::Result<RunFile> {
+    let base = match &opened.base_path {
+        Some(path) => sha256(path)?,
+        None => sha256_bytes(crate::demo::nano::WEIGHTS),
+    };
+    Ok(RunFile {
+        run: Origin {
+            model: absolute(&args.model),
+            data: absolute(&place(&args.data)),
+            val: args.val.as_ref().map(|v| absolute(&place(v))),
+            init_adapter: args.init_adapter.as_ref().map(|v| absolute(&place(v))),
+            labels: read.labels.clone(),
+            held_out: read.held_out.clone(),
+            edgeft: env!("CARGO_PKG_VERSION").into(),
+        },
+        tune: config.to_settings(),
+        sha256: Hashes {
+            base,
+            data: sha256(&args.data)?,
+            val: args.val.as_deref().map(sha256).transpose()?,
+            tokenizer: opened.text.tokenizer_json.as_deref().map(sha256_bytes),
+            template: opened.text.chat_template.as_ref().map(|t| sha256_bytes(t.as_bytes())),
+        },
+    })
+}
+
+/// Marks what is trained: adapters (fresh, or from `--init-adapter`) or every weight.
+fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyhow::Result<Option<AdapterConfig>> {
+    if config.method == Method::Full {
+        if args.init_adapter.is_some() {
+            crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
+        }
+        network.train_all()?;
+        return Ok(None);
+    }
+    let mut adapter = match &args.init_adapter {
+        Some(dir) => AdapterConfig::read(dir)?,
+        None => config.adapter(&absolute(&args.model)),
+    };
+    peft::attach(network, &adapter, config.seed)?;
+    if let Some(dir) = &args.init_adapter {
+        peft::load_into(network, dir)?;
+    }
+    let heads = network.head_modules().iter().map(|h| h.name.clone()).collect::<Vec<_>>();
+    let pooler = network.fresh.iter().any(|n| n.ends_with("pooler.dense")).then(|| "pooler".to_owned());
+    adapter.modules_to_save = heads.into_iter().chain(pooler).collect();
+    adapter.base = Some(absolute(&args.model));
+    Ok(Some(adapter))
+}
+
+fn dry_run(config: &TuneConfig, read: &Read, trainable: usize) {
+    let tokens: usize = read.train.iter().map(|r| r.ids.len()).sum();
+    println!("data      {}", read.schema);
+    println!("rows      {} to learn, {} held out, {tokens} tokens, longest {}", read.train.len(), read.val.len(),
+        read.train.iter().map(|r| r.ids.len()).max().unwrap_or(0));
+    println!("method    {:?}, rank {}, {trainable} weights trained", config.method, config.rank);
+    println!("schedule  lr {} {:?}, batch {} x {}, {}", config.lr, config.schedule, config.batch, config.accumulate,
+        config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps")));
+}
+
+/// The run's last files; the weights appear last.
+fn finish(
+    args: &TuneArgs,
+    opened: &Opened,
+    network: &mut Network,
+    config: &TuneConfig,
+    adapter: Option<&AdapterConfig>,
+    folder: &RunFolder,
+    outcome: &Outcome,
+) -> anyhow::Result<()> {
+    let report = ReportData {
+        title: format!("{} tuned on {}", opened.name, args.data.display()),
+        loss: outcome.curve.clone(),
+        val: outcome.val_curve.clone(),
+        facts: vec![
+            ("Method".into(), format!("{:?}", config.method).to_lowercase()),
+            ("Steps".into(), outcome.steps.to_string()),
+            ("Final loss".into(), format!("{:.4}", outcome.loss)),
+            ("Tokens per second".into(), format!("{:.0}", outcome.tokens_per_s)),
+        ],
+        ..ReportData::default()
+    };
+    folder.write("report.html", crate::report::html(&report).as_bytes())?;
+    match adapter {
+        Some(adapter) => {
+            let json = serde_json::to_string_pretty(&adapter.to_json(&network.task))?;
+            folder.write("adapter_config.json", json.as_bytes())?;
+            write_tensors(&folder.path.join("adapter_model.safetensors"), &peft::tensors(network))?;
+        }
+        None => {
+            let config = super::merge::merged_config(opened)?;
+            write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
+            let mut tensors = std::collections::BTreeMap::new();
+            network.trained(&mut |name, tensor| {
+                tensors.insert(name, tensor.clone());
+            });
+            write_tensors(&folder.path.join("model.safetensors"), &tensors)?;
+        }
+    }
+    Ok(())
+}
+
+/// A path as the run remembers it; `nano` stays `nano`.
+fn absolute(model: &str) -> String {
+    std::fs::canonicalize(model).map_or_else(|_| model.to_owned(), |p| p.display().to_string())
+}
+
+fn place(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn step_of(checkpoint: &Path) -> Option<usize> {
+    checkpoint.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+/// Set by Ctrl-C.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Progress on stderr, and Ctrl-C.
+struct Bar {
+    bar: ProgressBar,
+    val: String,
+}
+
+impl Bar {
+    fn new(_: &Global) -> anyhow::Result<Self> {
+        // A second handler in one process (demo runs several tunes) is refused; the first serves.
+        let _ = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(130); // a second Ctrl-C does not wait for the step to end
+            }
+        });
+        Ok(Self { bar: show::bar(0, "tune"), val: String::new() })
+    }
+}
+
+impl Watch for Bar {
+    fn step(&mut self, r: StepReport) {
+        self.bar.set_length(r.steps as u64);
+        self.bar.set_position(r.step as u64);
+        let memory = show::peak_mib().map_or(String::new(), |m| format!(", {m:.0} MiB"));
+        self.bar.set_message(format!("loss {:.3}{}, {:.0} tokens/s{memory}", r.loss, self.val, r.tokens_per_s));
+    }
+
+    fn evaluation(&mut self, _: usize, loss: f64, _: f64) {
+        self.val = format!(", validation {loss:.3}");
+    }
+
+    fn stop(&mut self) -> bool {
+        INTERRUPTED.load(Ordering::SeqCst)
+    }
+}
+

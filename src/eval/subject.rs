@@ -1,0 +1,196 @@
+//! A model under examination, on the engine that was asked for.
+
+use crate::data::batch::Row;
+use crate::export;
+use crate::model::network::{Network, Task};
+use crate::model::open::{Opened, Place};
+use edgeft_quantize::Mix;
+use edgeft_runtime::engine::{Engine, EngineOptions, KvType, Rows, Run};
+use edgeft_runtime::model::{Model, Task as ModelTask};
+use edgeft_runtime::tokenizer::Tokenizer;
+use std::sync::Arc;
+
+/// Where the arithmetic is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineName {
+    /// The learning half's own forward: Hugging Face folders and RUNs
+    Candle,
+    /// The device's CPU kernels: GGUF, or anything else converted in memory
+    Cpu,
+}
+
+/// Output rows of one sequence.
+pub struct Logits {
+    /// Rows of `width` numbers.
+    pub values: Vec<f32>,
+    /// V, the labels, or 2.
+    pub width: usize,
+}
+
+/// A model that can be asked for logits.
+pub enum Subject {
+    /// On candle.
+    Candle(Box<CandleSubject>),
+    /// On the CPU engine.
+    Cpu(Box<CpuSubject>),
+}
+
+/// A network of the learning half.
+pub struct CandleSubject {
+    /// The network.
+    pub network: Network,
+    /// Its files.
+    pub opened: Opened,
+}
+
+/// A GGUF model in the runtime.
+pub struct CpuSubject {
+    /// The model.
+    pub model: Model,
+    engine: Box<dyn Engine>,
+}
+
+impl Subject {
+    /// Opens MODEL. Without an engine: GGUF on `cpu`, everything else on `candle`. `task` wins over what the model says of
+    /// itself. Engines get an f32 cache.
+    pub fn open(model: &str, engine: Option<EngineName>, task: Option<Task>, threads: usize) -> anyhow::Result<Self> {
+        match (Place::of(model)?, engine) {
+            (Place::Gguf(_), Some(EngineName::Candle)) => {
+                crate::bad_input!("{model}: a GGUF file runs on --engine cpu; candle takes Hugging Face folders and RUNs")
+            }
+            (Place::Gguf(path), _) => Self::cpu(Model::open(&path)?, threads),
+            (_, Some(EngineName::Cpu)) => {
+                let opened = Opened::open(model, 0)?;
+                let bytes = export::to_memory(&opened, Mix::F32)?;
+                Self::cpu(Model::from_bytes(bytes, model)?, threads)
+            }
+            _ => {
+                let opened = Opened::open(model, 0)?;
+                let network = opened.network(task, 0)?;
+                Ok(Self::Candle(Box::new(CandleSubject { network, opened })))
+            }
+        }
+    }
+
+    fn cpu(model: Model, threads: usize) -> anyhow::Result<Self> {
+        let ctx = model.hparams().n_ctx;
+        let engine = model.engine(&EngineOptions { threads, ctx, n_seqs: 1, kv: KvType::F32 })?;
+        Ok(Self::Cpu(Box::new(CpuSubject { model, engine })))
+    }
+
+    /// What the model answers.
+    pub fn task(&self) -> Option<Task> {
+        match self {
+            Self::Candle(s) => Some(s.network.task.clone()),
+            Self::Cpu(s) => match s.model.task() {
+                ModelTask::Generate => Some(Task::Generate),
+                ModelTask::Classify => Some(Task::Classify(s.model.labels().to_vec())),
+                ModelTask::Answer if !self.is_decoder() => Some(Task::Span),
+                ModelTask::Answer => Some(Task::Generate),
+                ModelTask::Embed => None,
+            },
+        }
+    }
+
+    /// Whether the model reads left to right.
+    pub fn is_decoder(&self) -> bool {
+        match self {
+            Self::Candle(s) => s.opened.config.family.is_decoder(),
+            Self::Cpu(s) => s.model.hparams().causal,
+        }
+    }
+
+    /// Positions that the model has.
+    pub fn n_ctx(&self) -> usize {
+        match self {
+            Self::Candle(s) => s.opened.config.max_position_embeddings,
+            Self::Cpu(s) => s.model.hparams().n_ctx,
+        }
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> anyhow::Result<Arc<Tokenizer>> {
+        match self {
+            Self::Candle(s) => Ok(Arc::new(export::tokenizer(&s.opened)?)),
+            Self::Cpu(s) => Ok(s.model.tokenizer()?),
+        }
+    }
+
+    /// Jinja source of its chat template.
+    pub fn template(&self) -> Option<String> {
+        match self {
+            Self::Candle(s) => s.opened.text.chat_template.clone(),
+            Self::Cpu(s) => s.model.gguf().str("tokenizer.chat_template").ok().map(str::to_owned),
+        }
+    }
+
+    /// Name of the type or mix of its weights.
+    pub fn type_name(&self) -> String {
+        match self {
+            Self::Candle(_) => "f32".into(),
+            Self::Cpu(s) => match s.model.gguf().str("edgeft.plan.mix") {
+                Ok(mix) => mix.to_owned(),
+                Err(_) => Mix::all()
+                    .find(|m| s.model.gguf().u32("general.file_type").ok() == Some(m.file_type()))
+                    .map_or_else(|| "f32".into(), |m| m.name().to_owned()),
+            },
+        }
+    }
+
+    /// Output rows of one sequence: (T, V) for generation, (1, labels) for classification, (T, 2) for spans. Padding is left out.
+    pub fn logits(&mut self, row: &Row) -> anyhow::Result<Logits> {
+        match self {
+            Self::Candle(s) => {
+                let mut packed = crate::model::Packed::default();
+                let n = row.keys.min(row.ids.len());
+                let types = if row.types.is_empty() { &[][..] } else { &row.types[..n] };
+                packed.push(&row.ids[..n], &row.positions[..n], types, n);
+                let logits = s.network.logits(&packed)?;
+                Ok(Logits { width: logits.dim(1)?, values: logits.flatten_all()?.to_vec1()? })
+            }
+            Self::Cpu(s) => {
+                let n = row.keys.min(row.ids.len());
+                let rows = match s.model.task() {
+                    ModelTask::Classify | ModelTask::Embed => Rows::Last,
+                    ModelTask::Generate | ModelTask::Answer => Rows::All,
+                };
+                let types = (!row.types.is_empty()).then(|| &row.types[..n]);
+                let mut values = Vec::new();
+                s.engine.truncate(0, 0);
+                s.engine.forward(&[Run { seq: 0, tokens: &row.ids[..n], types, rows }], &mut values)?;
+                Ok(Logits { values, width: s.engine.output_dim() })
+            }
+        }
+    }
+
+    /// Greedy continuation of a prompt, until a stop id or `max_tokens`.
+    pub fn greedy(&mut self, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> anyhow::Result<Vec<u32>> {
+        let mut ids = prompt.to_vec();
+        if let Self::Cpu(s) = self {
+            s.engine.truncate(0, 0);
+        }
+        for _ in 0..max_tokens.min(self.n_ctx().saturating_sub(prompt.len())) {
+            let last = match self {
+                Self::Candle(s) => {
+                    let mut packed = crate::model::Packed::default();
+                    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+                    packed.push(&ids, &positions, &[], ids.len());
+                    let logits = s.network.logits(&packed)?;
+                    logits.get(ids.len() - 1)?.to_vec1::<f32>()?
+                }
+                Self::Cpu(s) => {
+                    let mut values = Vec::new();
+                    let tokens = &ids[s.engine.len(0)..];
+                    s.engine.forward(&[Run { seq: 0, tokens, types: None, rows: Rows::Last }], &mut values)?;
+                    values
+                }
+            };
+            let next = last.iter().enumerate().fold(0, |best, (i, v)| if *v > last[best] { i } else { best }) as u32;
+            if stop.contains(&next) {
+                break;
+            }
+            ids.push(next);
+        }
+        Ok(ids.split_off(prompt.len()))
+    }
+}
