@@ -7,6 +7,7 @@
 //! - [`tokenize`], [`answer`], [`truncate`]: text and spans → rows of ids and targets, none longer than it may be
 //! - [`split`]: train, validation, test, folds: seeded, stratified, the same text never on two sides
 //! - [`tokens`]: pre-tokenized safetensors → rows, and the recorded outputs of a second implementation
+//! - [`read`]: DATA as typed → rows, held-out rows beside them
 //! - [`batch`]: rows → batches, in an order that is a function of (seed, epoch)
 
 pub mod answer;
@@ -17,6 +18,7 @@ pub mod example;
 pub mod formats;
 pub mod labels;
 pub mod messages;
+pub mod read;
 pub mod schema;
 pub mod split;
 #[cfg(test)]

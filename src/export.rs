@@ -136,7 +136,9 @@ pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
 /// The tokenizer keys, read back by the runtime, must give the ids of tokenizer.json.
 fn prove(merged: &Merged, files: &TokenizerFiles, plan: &Plan) -> anyhow::Result<()> {
     let Some(json) = &files.tokenizer_json else { return Ok(()) };
-    edgeft_quantize::tokenizer::prove(merged, files, plan, json)?;
+    let keys = edgeft_quantize::gguf::metadata(merged, files, plan, &[])?;
+    edgeft_quantize::tokenizer::prove(json, &keys, &[])
+        .map_err(|e| BadInput(format!("the tokenizer would not survive the export: {e}; nothing was written")))?;
     Ok(())
 }
 

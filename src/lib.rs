@@ -1,9 +1,27 @@
 //! edgeft: from a dataset to a small language model running, measured, on an edge device.
 //!
-//! Data flows one way: data → tune → merge → quantize → verify → package → run → measure.
+//! Data flows one way: data → tune → merge → quantize → verify → package → run → measure. The modules in that order:
+//!
+//! - [`data`]: a line becomes a batch
+//! - [`model`]: the network while it learns, each forward beside its backward
+//! - [`tune`]: batches become an adapter
+//! - [`eval`]: a model and a dataset become numbers with intervals
+//! - [`merge`], [`export`]: base + adapter → tensors → GGUF, by way of `edgeft-quantize`
+//! - [`verify`]: two stages of one model, held against each other; the gate
+//! - [`report`]: a run → one self-contained page
+//! - [`demo`]: the embedded model and datasets, and the program that made them
+//! - [`cli`], [`commands`]: what is typed; the only place that prints
 
+pub mod cli;
+pub mod commands;
 pub mod data;
+pub mod demo;
 pub mod error;
 pub mod eval;
+pub mod export;
+pub mod merge;
+pub mod model;
 pub mod report;
 pub mod rng;
+pub mod tune;
+pub mod verify;

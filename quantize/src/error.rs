@@ -61,3 +61,10 @@ pub enum Error {
     #[error("cannot write")]
     Write(#[source] std::io::Error),
 }
+
+impl Error {
+    /// Whether the way out is the caller's: another source, another flag. The rest is the system's doing.
+    pub fn is_input(&self) -> bool {
+        !matches!(self, Self::File { .. } | Self::Write(_))
+    }
+}

@@ -1,5 +1,7 @@
 //! A batch of tokens in, output rows out: the only seam between backends.
 
+pub mod cpu;
+
 use crate::error::Result;
 use crate::model::Hparams;
 
@@ -8,9 +10,9 @@ use crate::model::Hparams;
 pub enum Rows {
     /// None: the tokens only fill the cache.
     None,
-    /// The last position; for encoders, the whole sequence's one row (pooled).
+    /// The last position; of an encoder that classifies or embeds, the sequence's one row.
     Last,
-    /// Every position.
+    /// Every position; of an encoder that classifies or embeds, again the sequence's one row.
     All,
 }
 

@@ -5,6 +5,7 @@
 //! ([`acts`]), as ggml does, and their products are summed as integers inside a block.
 
 pub mod acts;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +15,7 @@ pub mod scalar;
 use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;
 use acts::Acts;
+use attention::Seen;
 
 /// Rows of one weight matrix.
 #[derive(Clone, Copy)]
@@ -48,7 +50,8 @@ pub enum Level {
 }
 
 impl Level {
-    fn name(self) -> &'static str {
+    /// As `EDGEFT_ISA` names it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
@@ -140,5 +143,24 @@ impl Kernels {
             Level::Scalar => {}
         }
         scalar::dot_f32(a, b)
+    }
+
+    /// See [`attention::attend`].
+    pub fn attend(&self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        match self.level {
+            Level::Avx512 => {
+                if let Some(cpu) = avx512::Avx512::detect() {
+                    return cpu.attend(q, seen, scores, row, out);
+                }
+            }
+            Level::Avx2 => {
+                if let Some(cpu) = avx2::Avx2::detect() {
+                    return cpu.attend(q, seen, scores, row, out);
+                }
+            }
+            Level::Scalar => {}
+        }
+        attention::attend(q, seen, scores, row, out);
     }
 }

@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;
 use crate::format::gguf::{Array, Gguf, GgufError, TensorInfo, Value};
 use crate::format::map::Mapped;
+use crate::kernels::Matrix;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -172,6 +173,13 @@ impl Model {
     pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
         let info = self.0.gguf.tensor(name)?;
         Some((info, self.0.gguf.data(&self.0.bytes, info)))
+    }
+
+    /// A weight matrix (rows, cols) by its place in the table; see [`Gguf::tensors`].
+    pub fn matrix(&self, index: usize) -> Matrix<'_> {
+        let info = &self.0.gguf.tensors[index];
+        let dim = |i: usize| info.dims.get(i).map_or(1, |d| *d as usize);
+        Matrix { ty: info.ty, rows: dim(1), cols: dim(0), data: self.0.gguf.data(&self.0.bytes, info) }
     }
 
     /// Bytes of all tensors: what a token's pass reads at most.

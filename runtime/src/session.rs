@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
 use crate::sample::{Sampler, Sampling, logprob, softmax, top_logprobs};
 use crate::tokenizer::{PieceStream, Tokenizer};
-pub use answer::Answer;
+pub use answer::{Answer, MAX_WRITTEN, Span, best_span};
 use stop::StopStrings;
 
 /// Prompt tokens between two looks at whether somebody still waits.

@@ -100,6 +100,35 @@ impl Pool {
         }
         assert!(!s.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
     }
+
+    /// Calls `f(i, chunk)` for each chunk of `len` elements of `out` (the last may be shorter), on all threads.
+    ///
+    /// # Panics
+    /// When `len` is 0, or `f` does.
+    pub fn run_chunks<T: Send>(&self, out: &mut [T], len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        let (n, whole) = (out.len().div_ceil(len), out.len());
+        let start = Start(out.as_mut_ptr());
+        self.run(n, &|i| {
+            let from = i * len;
+            // SAFETY: the chunks are disjoint parts of `out`, which is borrowed until `run` returns, and each `i` runs once.
+            let chunk = unsafe { std::slice::from_raw_parts_mut(start.at(from), len.min(whole - from)) };
+            f(i, chunk);
+        });
+    }
+}
+
+/// Where a slice begins, for threads that take disjoint parts of it.
+struct Start<T>(*mut T);
+
+// SAFETY: only `run_chunks` uses it, and hands each part to one thread.
+unsafe impl<T: Send> Sync for Start<T> {}
+
+impl<T> Start<T> {
+    /// The element `i`, which must lie in the slice.
+    unsafe fn at(&self, i: usize) -> *mut T {
+        // SAFETY: by the caller's promise.
+        unsafe { self.0.add(i) }
+    }
 }
 
 impl Shared {
@@ -181,6 +210,16 @@ mod tests {
                     assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn chunks_cover_a_slice_once() {
+        let pool = Pool::new(3).unwrap();
+        for n in [0usize, 1, 9, 10, 11] {
+            let mut out = vec![0; n];
+            pool.run_chunks(&mut out, 5, &|i, chunk| chunk.iter_mut().enumerate().for_each(|(j, x)| *x += i * 5 + j));
+            assert_eq!(out, (0..n).collect::<Vec<_>>());
         }
     }
 

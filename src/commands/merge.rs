@@ -37,7 +37,7 @@ pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let mut opened = Opened::open(args.source.as_deref().or(args.model.as_deref()).unwrap_or_default(), 0)?;
     if let Some(adapter) = &args.adapter {
-        opened.adapter = Some(adapter.clone());
+        opened = opened.with_adapter(adapter)?;
     }
     if opened.adapter.is_none() {
         crate::bad_input!("{}: nothing to merge: it has no adapter", opened.name);

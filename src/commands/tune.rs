@@ -3,8 +3,7 @@
 use super::show;
 use crate::cli::Global;
 use crate::data::batch::{Row, Target};
-use crate::error::BadInput;
-use crate::eval::rows::{self, Reading};
+use crate::data::read::{Reading, Rows, TextSide};
 use crate::export;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
@@ -20,6 +19,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Flags of `tune`.
@@ -163,6 +163,9 @@ fn settings(args: &TuneArgs, saved: Option<&RunFile>) -> anyhow::Result<Settings
     Ok(settings)
 }
 
+/// Longest row, where nothing else is said.
+const DEFAULT_MAX_LEN: usize = 256;
+
 /// Rows to learn and to hold out.
 struct Read {
     task: TaskName,
@@ -174,28 +177,37 @@ struct Read {
 }
 
 fn read_data(args: &TuneArgs, opened: &Opened, settings: &Settings, saved: Option<&RunFile>) -> anyhow::Result<Read> {
-    let known = saved.map(|f| f.run.labels.clone()).filter(|l| !l.is_empty());
+    // Labels of the run that goes on, or of a base that already is a classifier.
+    let known = match (saved, opened.task()?) {
+        (Some(file), _) => file.run.labels.clone(),
+        (None, Some(Task::Classify(labels))) => labels,
+        _ => Vec::new(),
+    };
     let reading = Reading {
         task: settings.task,
-        labels: known.as_deref(),
-        max_len: settings.max_len.unwrap_or(256).min(opened.config.max_position_embeddings),
+        labels: (!known.is_empty()).then_some(&known),
+        max_len: settings.max_len.unwrap_or(DEFAULT_MAX_LEN).min(opened.config.max_position_embeddings),
         truncate: settings.truncate,
         encoder: !opened.config.family.is_decoder(),
     };
-    let tokenizer = || export::tokenizer(opened);
-    let all = rows::read(&args.data, &reading, opened.text.chat_template.as_deref(), &tokenizer)?;
+    let tokenizer = || export::tokenizer(opened).map(Arc::new);
+    let text = TextSide { tokenizer: &tokenizer, template: opened.text.chat_template.as_deref() };
+    let all = Rows::read(&args.data, &reading, &text)?;
     let (task, labels) = (all.task, all.labels.clone());
     let (train, val, held_out) = match &args.val {
         Some(path) => {
-            let reading = Reading { task: Some(task), labels: (!labels.is_empty()).then_some(labels.as_slice()), ..reading };
-            let val = rows::read(path, &reading, opened.text.chat_template.as_deref(), &tokenizer)?;
-            (all.rows, val.rows, Vec::new())
+            let reading = Reading { task: Some(task), labels: (!labels.is_empty()).then_some(&labels), ..reading };
+            (all.rows.clone(), Rows::read(path, &reading, &text)?.rows, Vec::new())
         }
-        None if args.no_val || all.pretokenized => (all.rows, Vec::new(), Vec::new()),
-        None => {
-            let (train, val, held) = all.hold_out(settings.seed.unwrap_or(0));
-            (train, val, held)
-        }
+        None if args.no_val || all.is_pretokenized() => (all.rows.clone(), Vec::new(), Vec::new()),
+        None => match saved {
+            // A run that goes on keeps what it held out.
+            Some(file) => {
+                let (train, val) = all.part(&file.run.held_out);
+                (train, val, file.run.held_out.clone())
+            }
+            None => all.hold_out(settings.seed.unwrap_or(0)),
+        },
     };
     if train.is_empty() {
         crate::bad_input!("{}: no row is left to learn", args.data.display());

@@ -7,7 +7,9 @@ use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Engine, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::model::{Model, Task as ModelTask};
+use edgeft_runtime::sample::argmax;
 use edgeft_runtime::tokenizer::Tokenizer;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where the arithmetic is done.
@@ -70,6 +72,16 @@ impl Subject {
                 Ok(Self::Candle(Box::new(CandleSubject { network, opened })))
             }
         }
+    }
+
+    /// A base model under an adapter folder, on `candle`.
+    ///
+    /// # Errors
+    /// A base that is a GGUF or a RUN; an adapter that does not fit.
+    pub fn with_adapter(model: &str, adapter: &Path) -> anyhow::Result<Self> {
+        let opened = Opened::open(model, 0)?.with_adapter(adapter)?;
+        let network = opened.network(None, 0)?;
+        Ok(Self::Candle(Box::new(CandleSubject { network, opened })))
     }
 
     fn cpu(model: Model, threads: usize) -> anyhow::Result<Self> {
@@ -163,8 +175,8 @@ impl Subject {
         }
     }
 
-    /// Greedy continuation of a prompt, until a stop id or `max_tokens`.
-    pub fn greedy(&mut self, prompt: &[u32], max_tokens: usize, stop: &[u32]) -> anyhow::Result<Vec<u32>> {
+    /// Greedy continuation of a prompt, until `ended` says so of what was written, or `max_tokens`.
+    pub fn greedy(&mut self, prompt: &[u32], max_tokens: usize, ended: &dyn Fn(&[u32]) -> bool) -> anyhow::Result<Vec<u32>> {
         let mut ids = prompt.to_vec();
         if let Self::Cpu(s) = self {
             s.engine.truncate(0, 0);
@@ -185,11 +197,11 @@ impl Subject {
                     values
                 }
             };
-            let next = last.iter().enumerate().fold(0, |best, (i, v)| if *v > last[best] { i } else { best }) as u32;
-            if stop.contains(&next) {
+            let Some(next) = argmax(&last) else { anyhow::bail!("the logits are not numbers") };
+            ids.push(next);
+            if ended(&ids[prompt.len()..]) {
                 break;
             }
-            ids.push(next);
         }
         Ok(ids.split_off(prompt.len()))
     }

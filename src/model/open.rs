@@ -195,6 +195,24 @@ impl Opened {
         })
     }
 
+    /// The same model under an adapter: a RUN's folder, or one of PEFT's. A RUN brings its task and labels along.
+    ///
+    /// # Errors
+    /// When the model already has an adapter, or the folder holds none.
+    pub fn with_adapter(mut self, adapter: &Path) -> anyhow::Result<Self> {
+        if let Some(own) = &self.adapter {
+            crate::bad_input!("{}: already under the adapter {}; give its base", self.name, own.display());
+        }
+        if !adapter.join("adapter_config.json").is_file() {
+            crate::bad_input!("{}: no adapter_config.json; an adapter folder holds it", adapter.display());
+        }
+        if is_run(adapter) {
+            self.run = Some(RunFile::read(adapter)?);
+        }
+        self.adapter = Some(adapter.to_owned());
+        Ok(self)
+    }
+
     /// What the model answers, as its run or its `architectures` say.
     pub fn task(&self) -> anyhow::Result<Option<Task>> {
         if let Some(run) = &self.run {

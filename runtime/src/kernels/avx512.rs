@@ -2,6 +2,7 @@
 
 use super::Matrix;
 use super::acts::Acts;
+use super::attention::{self, Seen};
 use super::scalar;
 
 /// Exists only where the CPU has AVX-512 F, BW, VL and DQ.
@@ -29,6 +30,12 @@ impl Avx512 {
         // SAFETY: as above.
         unsafe { dot_f32(a, b) }
     }
+
+    /// See [`super::Kernels::attend`].
+    pub fn attend(self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { attend(q, seen, scores, row, out) }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
@@ -39,4 +46,9 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     scalar::dot_f32(a, b)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn attend(q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+    attention::attend(q, seen, scores, row, out);
 }

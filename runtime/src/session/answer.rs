@@ -16,7 +16,7 @@ const MAX_ANSWER: usize = 30;
 /// Context tokens that neighbouring windows share, when a context does not fit at once.
 const OVERLAP: usize = 128;
 /// Longest answer that a decoder writes, in tokens.
-const MAX_WRITTEN: usize = 64;
+pub const MAX_WRITTEN: usize = 64;
 
 /// An answer to a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,14 +128,16 @@ fn windows(pair: &Encoding, capacity: usize) -> Result<Vec<Vec<usize>>> {
 
 /// Tokens of a window, and how likely they are the answer.
 #[derive(Debug, Clone, PartialEq)]
-struct Span {
-    tokens: Range<usize>,
-    score: f64,
+pub struct Span {
+    /// Positions in the window.
+    pub tokens: Range<usize>,
+    /// Probability of the start times that of the end.
+    pub score: f64,
 }
 
 /// The likeliest span inside the context, and the probability that there is none, which BERT puts on its first token.
 /// - `rows`: `(T, 2)`, start and end logits.   `in_context`: `(T)`.
-fn best_span(rows: &[f32], in_context: &[bool]) -> (Option<Span>, f64) {
+pub fn best_span(rows: &[f32], in_context: &[bool]) -> (Option<Span>, f64) {
     // Probabilities over the context and the first token; the question cannot hold the answer.
     let allowed = |i: usize| i == 0 || in_context[i];
     let column = |c: usize| -> Vec<f64> {

@@ -1,0 +1,205 @@
+//! The CPU engine: weights stay where the file is mapped, activations meet them in the kernels.
+//!
+//! - [`linear`]: weight matrices times activations, on all threads
+//! - [`ops`]: norms, rotary embedding, gates: what stands between two matrices
+//! - [`llama`]: Llama, Mistral, Qwen2;  [`bert`]: BERT
+//!
+//! A row of output depends on its own tokens alone: not on the number of threads, nor on what else is in the batch.
+
+mod bert;
+mod linear;
+mod llama;
+mod ops;
+
+use super::{Engine, EngineOptions, Rows, Run};
+use crate::error::{Error, Kind, Result};
+use crate::format::block::decode;
+use crate::format::gguf::Array;
+use crate::kernels::Kernels;
+use crate::kv_cache::KvCache;
+use crate::model::{Arch, Hparams, Model, Task};
+use crate::threads::Pool;
+use bert::Bert;
+use linear::{Compute, Linear};
+use llama::Llama;
+
+/// A model on the CPU.
+pub struct CpuEngine {
+    model: Model,
+    trunk: Trunk,
+    compute: Compute,
+    cache: KvCache,
+    output_dim: usize,
+}
+
+enum Trunk {
+    Llama(Box<Llama>),
+    Bert(Box<Bert>),
+}
+
+impl CpuEngine {
+    /// Looks up the weights, starts the threads, chooses the kernels.
+    ///
+    /// # Errors
+    /// `Limit` when the options ask for no thread, sequence or context, or a longer context than the model has positions;
+    /// `Io` when a thread cannot be started.
+    pub fn new(model: Model, options: &EngineOptions) -> Result<Self> {
+        let h = model.hparams();
+        for (name, value) in [("threads", options.threads), ("ctx", options.ctx), ("sequences", options.n_seqs)] {
+            if value == 0 {
+                return Err(Error::new(Kind::Limit, name, "is 0; the least is 1"));
+            }
+        }
+        if options.ctx > h.n_ctx {
+            let message = format!("{} tokens, but the model has {} positions; lower --ctx", options.ctx, h.n_ctx);
+            return Err(Error::new(Kind::Limit, "context", message));
+        }
+        let pool = Pool::new(options.threads).map_err(|e| Error::io("threads", e))?;
+        let output_dim = match (model.task(), h.arch) {
+            (Task::Classify, _) => model.labels().len(),
+            (Task::Answer, Arch::Bert) => 2,
+            (Task::Embed, _) => h.hidden,
+            (Task::Generate | Task::Answer, _) => h.n_vocab,
+        };
+        let trunk = match h.arch {
+            Arch::Llama | Arch::Qwen2 => Trunk::Llama(Box::new(Llama::new(&model)?)),
+            Arch::Bert => Trunk::Bert(Box::new(Bert::new(&model)?)),
+        };
+        let cache = KvCache::new(options.n_seqs, h.n_layers, h.n_kv_heads * h.head_dim, options.ctx, options.kv);
+        Ok(Self { compute: Compute::new(Kernels::detect()?, pool), trunk, cache, output_dim, model })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> &'static str {
+        self.compute.kernels.level().name()
+    }
+
+    fn check(&self, run: &Run) -> Result<()> {
+        let h = self.model.hparams();
+        if run.seq >= self.cache.n_seqs() {
+            let message = format!("is {}, but the engine has {}", run.seq, self.cache.n_seqs());
+            return Err(Error::new(Kind::Input, "sequence", message));
+        }
+        if run.tokens.is_empty() {
+            return Err(Error::new(Kind::Input, "tokens", "there are none"));
+        }
+        if let Some(id) = run.tokens.iter().find(|id| **id as usize >= h.n_vocab) {
+            return Err(Error::new(Kind::Input, "token id", format!("{id} is outside the vocabulary of {}", h.n_vocab)));
+        }
+        if let Some(types) = run.types {
+            if types.len() != run.tokens.len() {
+                let message = format!("there are {} for {} tokens", types.len(), run.tokens.len());
+                return Err(Error::new(Kind::Input, "token types", message));
+            }
+            if let Some(ty) = types.iter().find(|t| usize::from(**t) >= h.n_token_types.max(1)) {
+                let message = format!("{ty}, but the model has {}", h.n_token_types.max(1));
+                return Err(Error::new(Kind::Input, "token type", message));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine for CpuEngine {
+    fn hparams(&self) -> &Hparams {
+        self.model.hparams()
+    }
+
+    fn output_dim(&self) -> usize {
+        self.output_dim
+    }
+
+    fn forward(&mut self, runs: &[Run], out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        for (i, run) in runs.iter().enumerate() {
+            self.check(run)?;
+            if runs[..i].iter().any(|r| r.seq == run.seq) {
+                return Err(Error::new(Kind::Input, "sequence", format!("{} stands twice in one batch", run.seq)));
+            }
+            self.cache.reserve(run.seq, run.tokens.len())?;
+        }
+        match &mut self.trunk {
+            Trunk::Llama(llama) => llama.forward(&self.model, &mut self.compute, &mut self.cache, runs, out),
+            Trunk::Bert(bert) => {
+                for run in runs {
+                    if self.cache.len(run.seq) > 0 {
+                        let message = "an encoder reads a text whole; forget the sequence first";
+                        return Err(Error::new(Kind::Input, "sequence", message));
+                    }
+                    bert.forward(&self.model, &mut self.compute, run, out)?;
+                    self.cache.advance(run.seq, run.tokens.len());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn len(&self, seq: usize) -> usize {
+        self.cache.len(seq)
+    }
+
+    fn truncate(&mut self, seq: usize, len: usize) {
+        self.cache.truncate(seq, len);
+    }
+
+    fn capacity(&self) -> usize {
+        self.cache.capacity()
+    }
+
+    fn n_seqs(&self) -> usize {
+        self.cache.n_seqs()
+    }
+}
+
+/// Finds tensors of a model.
+struct Finder<'a>(&'a Model);
+
+impl Finder<'_> {
+    /// The matrix `{name}.weight` with `{name}.bias` if there is one.
+    fn linear(&self, name: &str) -> Result<Linear> {
+        let weight = format!("{name}.weight");
+        let index = self.index(&weight).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{weight}`"), "is missing"))?;
+        Ok(Linear { index, bias: self.maybe(&format!("{name}.bias")) })
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.0.gguf().tensors.iter().position(|t| t.name == name)
+    }
+
+    /// A small tensor as f32, if there is one.
+    fn maybe(&self, name: &str) -> Option<Vec<f32>> {
+        let (info, bytes) = self.0.tensor(name)?;
+        let mut x = vec![0.0; info.dims.iter().product::<u64>() as usize];
+        decode(info.ty, bytes, &mut x);
+        Some(x)
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        self.maybe(name).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{name}`"), "is missing"))
+    }
+
+    /// A head that travels as an f32 array.
+    fn array(&self, key: &str) -> Result<Vec<f32>> {
+        match self.0.gguf().array(key)? {
+            Array::F32(v) => Ok(v.clone()),
+            _ => Err(Error::new(Kind::Input, key, "is no array of f32")),
+        }
+    }
+}
+
+/// Rows of an f32 head array times one hidden state.
+fn head(kernels: &Kernels, weight: &[f32], bias: Option<&[f32]>, x: &[f32], out: &mut Vec<f32>) {
+    for (i, row) in weight.chunks(x.len()).enumerate() {
+        out.push(kernels.dot_f32(row, x) + bias.map_or(0.0, |b| b[i]));
+    }
+}
+
+/// Positions of a run that give rows.
+fn wanted(run: &Run) -> std::ops::Range<usize> {
+    let n = run.tokens.len();
+    match run.rows {
+        Rows::None => n..n,
+        Rows::Last => n - 1..n,
+        Rows::All => 0..n,
+    }
+}

@@ -1,0 +1,180 @@
+//! BERT (arXiv:1810.04805): learned positions, post-norm blocks, GELU; a classifier, a span head, or a pooled vector.
+
+use super::linear::{Compute, Linear};
+use super::ops::{gelu, layer_norm};
+use super::{Finder, head, wanted};
+use crate::engine::{Rows, Run};
+use crate::error::{Error, Kind, Result};
+use crate::format::block::decode;
+use crate::format::gguf::GgufError;
+use crate::kernels::attention::Seen;
+use crate::kv_cache::KvRows;
+use crate::model::{Model, Task};
+
+/// Where the weights are, and buffers of one pass.
+pub struct Bert {
+    words: usize,
+    positions: Vec<f32>, // (T, C)
+    types: Vec<f32>,     // (types, C)
+    norm: Norm,
+    layers: Vec<Layer>,
+    head: Head,
+    buffers: Buffers,
+}
+
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+struct Layer {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    attn_output: Linear,
+    attn_norm: Norm,
+    up: Linear,
+    down: Linear,
+    norm: Norm,
+}
+
+enum Head {
+    /// tanh(pooler(first token)), then the labels.
+    Classify { pooler: Linear, output: Linear },
+    /// (2, C) and (2): start and end of the answer.
+    Span { weight: Vec<f32>, bias: Vec<f32> },
+    /// The mean of all tokens, or the first token.
+    Pool { mean: bool },
+}
+
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,        // (T, C)
+    q: Vec<f32>,        // (T, C)
+    k: Vec<f32>,        // (T, C)
+    v: Vec<f32>,        // (T, C)
+    attended: Vec<f32>, // (T, C)
+    y: Vec<f32>,        // (T, C)
+    wide: Vec<f32>,     // (T, F)
+}
+
+/// llama.cpp's `pooling_type`.
+const POOLING_MEAN: u32 = 1;
+const POOLING_CLS: u32 = 2;
+
+impl Bert {
+    /// Finds every tensor.
+    pub fn new(model: &Model) -> Result<Self> {
+        let (find, h) = (Finder(model), model.hparams());
+        let norm = |name: String| -> Result<Norm> {
+            Ok(Norm { weight: find.vector(&format!("{name}.weight"))?, bias: find.vector(&format!("{name}.bias"))? })
+        };
+        let layers = (0..h.n_layers)
+            .map(|i| {
+                let at = |part: &str| format!("blk.{i}.{part}");
+                Ok(Layer {
+                    q: find.linear(&at("attn_q"))?,
+                    k: find.linear(&at("attn_k"))?,
+                    v: find.linear(&at("attn_v"))?,
+                    attn_output: find.linear(&at("attn_output"))?,
+                    attn_norm: norm(at("attn_output_norm"))?,
+                    up: find.linear(&at("ffn_up"))?,
+                    down: find.linear(&at("ffn_down"))?,
+                    norm: norm(at("layer_output_norm"))?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let head = match model.task() {
+            Task::Classify => Head::Classify { pooler: find.linear("cls")?, output: find.linear("cls.output")? },
+            Task::Answer => Head::Span {
+                weight: find.array("edgeft.head.qa_outputs.weight")?,
+                bias: find.array("edgeft.head.qa_outputs.bias")?,
+            },
+            Task::Embed | Task::Generate => match model.gguf().u32("bert.pooling_type") {
+                Ok(POOLING_CLS) => Head::Pool { mean: false },
+                Ok(POOLING_MEAN) | Err(GgufError::NoKey(_)) => Head::Pool { mean: true },
+                Ok(other) => {
+                    let message = format!("is {other}; known: {POOLING_MEAN} (mean), {POOLING_CLS} (first token)");
+                    return Err(Error::new(Kind::Input, "bert.pooling_type", message));
+                }
+                Err(e) => return Err(e.into()),
+            },
+        };
+        Ok(Self {
+            words: find.linear("token_embd")?.index,
+            positions: find.vector("position_embd.weight")?,
+            types: find.vector("token_types.weight")?,
+            norm: norm("token_embd_norm".into())?,
+            layers,
+            head,
+            buffers: Buffers::default(),
+        })
+    }
+
+    /// One text, whole; appends its rows to `out`.
+    pub fn forward(&mut self, model: &Model, compute: &mut Compute, run: &Run, out: &mut Vec<f32>) -> Result<()> {
+        let h = model.hparams();
+        let b = &mut self.buffers;
+        let (c, n, eps) = (h.hidden, run.tokens.len(), h.norm_eps);
+        let table = model.matrix(self.words);
+        b.x.resize(n * c, 0.0);
+        for (t, (x, id)) in b.x.chunks_mut(c).zip(run.tokens).enumerate() {
+            decode(table.ty, table.row(*id as usize), x);
+            let ty = run.types.map_or(0, |types| usize::from(types[t]));
+            for (i, x) in x.iter_mut().enumerate() {
+                *x += self.positions[t * c + i] + self.types[ty * c + i];
+            }
+        }
+        layer_norm(&mut b.x, &self.norm.weight, &self.norm.bias, eps);
+        for layer in &self.layers {
+            compute.set(&b.x, c);
+            compute.mul(model, &layer.q, &mut b.q);
+            compute.mul(model, &layer.k, &mut b.k);
+            compute.mul(model, &layer.v, &mut b.v);
+            b.attended.resize(n * c, 0.0);
+            let (kernels, d, q) = (compute.kernels, h.head_dim, &b.q);
+            let (keys, values) = (KvRows::F32(&b.k), KvRows::F32(&b.v));
+            compute.pool.run_chunks(&mut b.attended, c, &|t, out| {
+                let (mut scores, mut row) = (vec![0.0; n], vec![0.0; d]);
+                for (kv_head, out) in out.chunks_mut(d).enumerate() {
+                    let q = &q[t * c + kv_head * d..][..d];
+                    let scale = 1.0 / (d as f32).sqrt();
+                    let seen = Seen { keys, values, span: (0, n), kv_head, width: c, scale };
+                    kernels.attend(q, &seen, &mut scores, &mut row, out);
+                }
+            });
+            compute.set(&b.attended, c);
+            compute.mul(model, &layer.attn_output, &mut b.y);
+            b.x.iter_mut().zip(&b.y).for_each(|(x, y)| *x += y);
+            layer_norm(&mut b.x, &layer.attn_norm.weight, &layer.attn_norm.bias, eps);
+            compute.set(&b.x, c);
+            compute.mul(model, &layer.up, &mut b.wide);
+            compute.pool.run_chunks(&mut b.wide, h.ffn, &|_, x| gelu(x));
+            compute.set(&b.wide, h.ffn);
+            compute.mul(model, &layer.down, &mut b.y);
+            b.x.iter_mut().zip(&b.y).for_each(|(x, y)| *x += y);
+            layer_norm(&mut b.x, &layer.norm.weight, &layer.norm.bias, eps);
+        }
+        if run.rows == Rows::None {
+            return Ok(());
+        }
+        match &self.head {
+            Head::Classify { pooler, output } => {
+                compute.set(&b.x[..c], c);
+                compute.mul(model, pooler, &mut b.y);
+                b.y.iter_mut().for_each(|y| *y = y.tanh());
+                compute.set(&b.y, c);
+                compute.mul(model, output, &mut b.q);
+                out.extend_from_slice(&b.q);
+            }
+            Head::Span { weight, bias } => {
+                wanted(run).for_each(|t| head(&compute.kernels, weight, Some(bias), &b.x[t * c..][..c], out));
+            }
+            Head::Pool { mean: false } => out.extend_from_slice(&b.x[..c]),
+            Head::Pool { mean: true } => {
+                out.extend((0..c).map(|i| (0..n).map(|t| b.x[t * c + i]).sum::<f32>() / n as f32));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! y = W x + b for n activation rows, spread over the threads by rows of W.
+
+use crate::kernels::Kernels;
+use crate::kernels::acts::{Acts, Form};
+use crate::model::Model;
+use crate::threads::Pool;
+use std::cell::RefCell;
+
+/// Weight rows that one task takes, at most: enough to be worth a turn, few enough to spread.
+const MOST_ROWS: usize = 64;
+
+thread_local! {
+    /// Where a kernel decodes a row of weights.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A matrix of the file, and its bias.
+pub struct Linear {
+    /// Place in the file's table.
+    pub index: usize,
+    /// (rows).
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Kernels, threads, and the buffers that every matrix uses in turn.
+pub struct Compute {
+    /// The kernels of this CPU.
+    pub kernels: Kernels,
+    /// The threads.
+    pub pool: Pool,
+    acts: Acts,
+    /// (rows, n), when n > 1: kernels give a weight row's products side by side.
+    turned: Vec<f32>,
+}
+
+impl Compute {
+    /// Empty buffers.
+    pub fn new(kernels: Kernels, pool: Pool) -> Self {
+        Self { kernels, pool, acts: Acts::default(), turned: Vec::new() }
+    }
+
+    /// Takes activations (n, cols) for the matrices that follow.
+    pub fn set(&mut self, x: &[f32], cols: usize) {
+        self.acts.set(x, cols);
+    }
+
+    /// y (n, rows) = W x + b for the activations that were set.
+    pub fn mul(&mut self, model: &Model, linear: &Linear, y: &mut Vec<f32>) {
+        let w = model.matrix(linear.index);
+        self.acts.prepare(Form::of(w.ty));
+        let (n, rows, cols) = (self.acts.n, w.rows, w.cols);
+        y.resize(n * rows, 0.0);
+        let per_task = rows.div_ceil(4 * self.pool.threads()).clamp(1, MOST_ROWS);
+        let (kernels, acts) = (self.kernels, &self.acts);
+        let task = |i: usize, out: &mut [f32]| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.resize(cols.max(scratch.len()), 0.0);
+                kernels.rows(&w, i * per_task, acts, out, &mut scratch[..cols]);
+            });
+        };
+        if n == 1 {
+            self.pool.run_chunks(y, per_task, &task);
+        } else {
+            self.turned.resize(n * rows, 0.0);
+            self.pool.run_chunks(&mut self.turned, per_task * n, &task);
+            let turned = &self.turned;
+            self.pool.run_chunks(y, rows, &|t, y| {
+                for (r, y) in y.iter_mut().enumerate() {
+                    *y = turned[r * n + t];
+                }
+            });
+        }
+        if let Some(bias) = &linear.bias {
+            for y in y.chunks_mut(rows) {
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! DATA as the rows that a subject is judged on.
+
+use super::subject::Subject;
+use crate::data::batch::Row;
+use crate::data::example::Example;
+use crate::data::read::{Reading, Rows, TextSide};
+use crate::data::schema::Task as TaskName;
+use crate::error::BadInput;
+use crate::model::network::Task;
+use crate::tune::run_folder::RunFile;
+use std::path::Path;
+
+/// Rows to judge on, and what stands behind them.
+pub struct Judged {
+    /// What the rows ask.
+    pub task: TaskName,
+    /// Labels by index.
+    pub labels: Vec<String>,
+    /// Rows of ids. Of a question that an encoder answers, every window.
+    pub rows: Vec<Row>,
+    /// The texts behind the rows: what two tokenizers must cut alike.
+    pub texts: Vec<String>,
+    /// The questions behind the rows, when they are questions.
+    pub questions: Vec<Question>,
+}
+
+/// A question, its context, and every right answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What is asked.
+    pub question: String,
+    /// Where the answer stands.
+    pub context: String,
+    /// Right answers; none when the context does not say.
+    pub answers: Vec<String>,
+}
+
+impl Judged {
+    /// How many things are judged: questions, or rows.
+    pub fn len(&self) -> usize {
+        if self.task == TaskName::Answer && !self.questions.is_empty() { self.questions.len() } else { self.rows.len() }
+    }
+
+    /// Whether there is nothing to judge.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads DATA for `subject`. Without a task, the model's own; rows longer than the model's context are an error.
+///
+/// # Errors
+/// What is wrong with DATA, with its line; a label that the model does not have.
+pub fn read_judged(subject: &Subject, data: &Path, task: Option<TaskName>, max_len: Option<usize>) -> anyhow::Result<Judged> {
+    if let Some(asked) = max_len
+        && asked > subject.n_ctx()
+    {
+        crate::bad_input!("--max-len {asked}, but the model has {} positions", subject.n_ctx());
+    }
+    let task = task.or(own_task(subject));
+    let rows = read(subject, data, task, max_len.unwrap_or(subject.n_ctx()), None)?;
+    Ok(judged(&rows, None))
+}
+
+/// The rows that a run held out: those of `--val`, or by number those of its DATA.
+///
+/// # Errors
+/// When the run held nothing out, or DATA is no longer what it was.
+pub fn held_out(subject: &Subject, run: &RunFile) -> anyhow::Result<Judged> {
+    let max_len = run.tune.max_len.unwrap_or(subject.n_ctx());
+    let read = |path: &str| read(subject, Path::new(path), run.tune.task, max_len, run.tune.truncate);
+    if let Some(val) = &run.run.val {
+        return Ok(judged(&read(val)?, None));
+    }
+    if run.run.held_out.is_empty() {
+        crate::bad_input!("the run held no rows out; give --data");
+    }
+    let found = crate::tune::run_folder::sha256(Path::new(&run.run.data))?;
+    if found != run.sha256.data {
+        return Err(BadInput(format!("{}: not the file that the run was tuned on any more; give --data", run.run.data)).into());
+    }
+    Ok(judged(&read(&run.run.data)?, Some(&run.run.held_out)))
+}
+
+/// What the model says of itself.
+fn own_task(subject: &Subject) -> Option<TaskName> {
+    match subject.task() {
+        Some(Task::Classify(_)) => Some(TaskName::Classify),
+        Some(Task::Span) => Some(TaskName::Answer),
+        Some(Task::Generate) | None => None,
+    }
+}
+
+fn read(subject: &Subject, data: &Path, task: Option<TaskName>, max_len: usize, truncate: Option<crate::data::Truncate>) -> anyhow::Result<Rows> {
+    let labels = match subject.task() {
+        Some(Task::Classify(labels)) => labels,
+        _ => Vec::new(),
+    };
+    let reading = Reading {
+        task,
+        labels: (!labels.is_empty()).then_some(&labels),
+        max_len,
+        truncate,
+        encoder: !subject.is_decoder(),
+    };
+    let template = subject.template();
+    let tokenizer = || subject.tokenizer();
+    Rows::read(data, &reading, &TextSide { tokenizer: &tokenizer, template: template.as_deref() })
+}
+
+fn judged(rows: &Rows, only: Option<&[usize]>) -> Judged {
+    let keep = |number: usize| only.is_none_or(|held| held.binary_search(&number).is_ok());
+    let examples: Vec<&Example> = match &rows.examples {
+        None => Vec::new(),
+        Some(data) if data.rows.len() > 1 => {
+            (0..data.rows.len()).filter(|i| keep(*i)).map(|i| &data.rows[i].1).collect()
+        }
+        Some(data) => data.rows.iter().map(|(_, e)| e).collect(),
+    };
+    let questions = examples
+        .iter()
+        .filter_map(|e| match e {
+            Example::Answer { question, context, answers } => Some(Question {
+                question: question.clone(),
+                context: context.clone(),
+                answers: answers.iter().map(|a| a.text.clone()).collect(),
+            }),
+            _ => None,
+        })
+        .collect();
+    let kept = match only {
+        None => rows.rows.clone(),
+        Some(held) => rows.part(held).1,
+    };
+    let texts = examples.iter().map(|e| e.text()).collect();
+    Judged { task: rows.task, labels: rows.labels.clone(), rows: kept, texts, questions }
+}
