@@ -58,6 +58,10 @@ pub enum Verb {
     Verify(commands::verify::VerifyArgs),
     /// Show the tokens of a text
     Tokenize(commands::tokenize::TokenizeArgs),
+    /// Measure first-token latency, tokens per second and memory
+    Bench(commands::bench::BenchArgs),
     /// Show what is in a GGUF or safetensors file
     Inspect(commands::inspect::InspectArgs),
+    /// List device profiles
+    Targets(commands::targets::TargetsArgs),
 }

@@ -1,11 +1,13 @@
 //! One verb a file: arguments in, report out. Only this folder and the binaries print, read the environment or exit.
 
+pub mod bench;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod merge;
 pub mod quantize;
 pub mod show;
+pub mod targets;
 pub mod tokenize;
 pub mod tune;
 pub mod verify;
@@ -31,7 +33,9 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, global),
         Verb::Verify(args) => verify::run(args, global),
         Verb::Tokenize(args) => tokenize::run(args, global),
+        Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
+        Verb::Targets(args) => targets::run(args, global),
     };
     match outcome {
         Ok(code) => code,

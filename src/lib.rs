@@ -8,6 +8,7 @@
 //! - [`eval`]: a model and a dataset become numbers with intervals
 //! - [`merge`], [`export`]: base + adapter → tensors → GGUF, by way of `edgeft-quantize`
 //! - [`verify`]: two stages of one model, held against each other; the gate
+//! - [`profile`]: `targets/*.toml` → device profiles, and what they predict
 //! - [`report`]: a run → one self-contained page
 //! - [`demo`]: the embedded model and datasets, and the program that made them
 //! - [`cli`], [`commands`]: what is typed; the only place that prints
@@ -21,6 +22,7 @@ pub mod eval;
 pub mod export;
 pub mod merge;
 pub mod model;
+pub mod profile;
 pub mod report;
 pub mod rng;
 pub mod tune;

@@ -9,6 +9,7 @@
 //! - [`engine`]: a batch of tokens in, output rows out; [`kv_cache`]: what a sequence remembers
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
+//! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing
 
 pub mod chat;
 pub mod engine;
@@ -16,6 +17,7 @@ pub mod error;
 pub mod format;
 pub mod kernels;
 pub mod kv_cache;
+pub mod measure;
 pub mod model;
 pub mod sample;
 pub mod session;

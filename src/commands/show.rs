@@ -22,10 +22,7 @@ pub fn bytes(n: u64) -> String {
 
 /// Peak resident set of this process in MiB, where the system tells.
 pub fn peak_mib() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some((kib / 1024.0 * 10.0).round() / 10.0)
+    edgeft_runtime::measure::device::peak_mib()
 }
 
 /// A progress bar on stderr when that is a terminal; hidden otherwise.
@@ -39,8 +36,13 @@ pub fn bar(steps: u64, what: &str) -> indicatif::ProgressBar {
     bar
 }
 
-/// Columns padded to their widest cell; the first is text, the rest align right.
+/// Columns padded to their widest cell; the first is text, the rest are numbers.
 pub fn table(rows: &[Vec<String>]) -> String {
+    table_with(rows, &[0])
+}
+
+/// Columns padded to their widest cell: those of `text` align left, the others right.
+pub fn table_with(rows: &[Vec<String>], text: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -51,7 +53,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
             .enumerate()
             .map(|(c, cell)| {
                 let pad = " ".repeat(widths[c] - cell.chars().count());
-                if c == 0 { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
+                if text.contains(&c) { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
             })
             .collect();
         out.push_str(format!("  {}", line.join("  ")).trim_end());
@@ -134,5 +136,6 @@ mod tests {
     fn tables_line_up() {
         let rows = [vec!["a".to_owned(), "10".into()], vec!["long".to_owned(), "2".into()]];
         assert_eq!(table(&rows), "  a     10\n  long   2\n");
+        assert_eq!(table_with(&rows, &[1]), "     a  10\n  long  2\n");
     }
 }

@@ -1,0 +1,277 @@
+//! A measurement as JSON (the contract's `bench`) and as a table for people.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::device::Device;
+use super::stats::{mad, median, percentile};
+use super::{Measurement, bandwidth, device};
+use crate::engine::KvType;
+use crate::model::Model;
+
+/// What decoding cannot exceed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceiling {
+    /// Speed of a plain read, by as many threads, of as many bytes as a forward reads (bounded by the memory there is).
+    pub gb_per_s: f64,
+    /// That speed over the bytes of a forward, times the sequences that share it; `None` for a model that does not decode.
+    pub decode_tokens_per_s: Option<f64>,
+    /// What was measured, as a part of it.
+    pub share: Option<f64>,
+}
+
+impl Ceiling {
+    /// Reads memory for about half a second. Take [`device::peak_mib`] before: the buffer counts too.
+    pub fn measure(model: &Model, measurement: &Measurement, threads: usize, kv: KvType) -> Self {
+        let case = &measurement.case;
+        let depth = case.prompt + case.generate / 2;
+        let weights = bandwidth::weight_bytes(model);
+        let bytes = weights + case.batch as u64 * bandwidth::kv_bytes(model, depth, kv);
+        let gb_per_s = bandwidth::read_gb_per_s(buffer(bytes), threads);
+        let ceiling = measurement.generates.then(|| gb_per_s * 1e9 / bytes as f64 * case.batch as f64);
+        let decode = median(&measurement.decode_rates());
+        Self { gb_per_s, decode_tokens_per_s: ceiling, share: decode.zip(ceiling).map(|(have, most)| have / most) }
+    }
+}
+
+/// As large as what is read, but past eight times the caches more tells nothing, and a quarter of the free memory is enough.
+fn buffer(bytes: u64) -> usize {
+    let cache = device::last_cache_bytes().unwrap_or(32 << 20);
+    let most = device::available_bytes().map_or(u64::MAX, |b| b / 4);
+    bytes.min(8 * cache).min(most) as usize
+}
+
+/// Everything that a bench says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// `cpu`.
+    pub engine: &'static str,
+    /// The model as it was named.
+    pub model: String,
+    /// Threads that computed.
+    pub threads: usize,
+    /// From opening the model to an engine that takes tokens, in ms; the first thing this process did. Weights that are
+    /// mapped are read by the first forward: see [`Report::cold_start_ms`].
+    pub load_ms: f64,
+    /// Peak resident set, in MiB, after the last run.
+    pub peak_mib: Option<f64>,
+    /// The clocks.
+    pub measurement: Measurement,
+    /// What decoding cannot exceed here.
+    pub ceiling: Ceiling,
+    /// Where.
+    pub device: Device,
+}
+
+impl Report {
+    /// From opening the model to the first token (or result) of a process that began with nothing, in ms.
+    pub fn cold_start_ms(&self) -> f64 {
+        self.load_ms + self.measurement.cold_first_ms
+    }
+
+    /// The contract's fields; what does not apply is null. `runs` keeps every raw sample.
+    pub fn json(&self) -> Value {
+        let m = &self.measurement;
+        let itl = m.itl_ms();
+        let first = m.first_ms();
+        let only = |applies: bool, value: Value| if applies { value } else { Value::Null };
+        json!({
+            "engine": self.engine,
+            "model": self.model,
+            "threads": self.threads,
+            "prompt": m.case.prompt,
+            "generate": only(m.generates, json!(m.case.generate)),
+            "batch": m.case.batch,
+            "prompt_tokens_per_s": rounded(median(&m.prompt_rates())),
+            "decode_tokens_per_s": rounded(median(&m.decode_rates())),
+            "ttft_ms": only(m.generates, rounded(median(&first))),
+            "itl_ms": only(m.generates, percentiles(&itl)),
+            "latency_ms": only(!m.generates, percentiles(&first)),
+            "load_ms": rounded(Some(self.load_ms)),
+            "cold_start_ms": rounded(Some(self.cold_start_ms())),
+            "peak_mib": self.peak_mib,
+            "ceiling": {
+                "gb_per_s": rounded(Some(self.ceiling.gb_per_s)),
+                "decode_tokens_per_s": rounded(self.ceiling.decode_tokens_per_s),
+                "share": rounded(self.ceiling.share),
+            },
+            "engine_only": {
+                "prompt_tokens_per_s": rounded(median(&m.engine_prompt_rates())),
+                "decode_tokens_per_s": rounded(median(&m.engine_decode_rates())),
+            },
+            "includes": {"tokenization": m.tokenized, "sampling": m.generates},
+            "device": {
+                "cpu": self.device.cpu,
+                "cores": self.device.cores,
+                "isa": self.device.isa,
+                "memory_mib": self.device.memory_mib,
+            },
+            "runs": self.runs(),
+        })
+    }
+
+    fn runs(&self) -> Vec<Value> {
+        let m = &self.measurement;
+        let rates = m.prompt_rates().into_iter().zip(m.decode_rates().into_iter().map(Some).chain(std::iter::repeat(None)));
+        let name = if m.generates { "ttft_ms" } else { "latency_ms" };
+        m.runs
+            .iter()
+            .zip(rates)
+            .map(|(run, (prompt, decode))| {
+                let itl: Vec<Value> = run.itl_ms.iter().map(|t| rounded(Some(*t))).collect();
+                json!({
+                    "prompt_tokens_per_s": rounded(Some(prompt)),
+                    "decode_tokens_per_s": rounded(decode),
+                    name: rounded(Some(run.first_ms)),
+                    "itl_ms": itl,
+                })
+            })
+            .collect()
+    }
+
+    /// Rows of a table: what, median ± deviation with its unit, a remark.
+    pub fn rows(&self) -> Vec<[String; 3]> {
+        let m = &self.measurement;
+        let mut rows = Vec::new();
+        let mut row = |what: &str, value: String, note: String| rows.push([what.to_owned(), value, note]);
+        let from = if m.tokenized { "with tokenization" } else { "from ids: the model has no tokenizer" };
+        let texts = if m.case.batch == 1 { "a text".to_owned() } else { format!("{} texts at once", m.case.batch) };
+        row("prompt", spread(&m.prompt_rates(), "tokens/s"), format!("{} tokens, {from}", m.case.prompt));
+        if m.generates {
+            row("first token", spread(&m.first_ms(), "ms"), "median ± median absolute deviation of the runs".into());
+            if let Some(most) = self.ceiling.decode_tokens_per_s {
+                let share = self.ceiling.share.map_or(String::new(), |s| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * s));
+                row("decode", spread(&m.decode_rates(), "tokens/s"), share);
+            }
+            let itl = m.itl_ms();
+            let at = |share: f64| percentile(&itl, share).map_or("-".to_owned(), |v| format!("{v:.2}"));
+            let few = if itl.len() < 200 { format!("; {} samples, so p99 is a guess", itl.len()) } else { String::new() };
+            row("next token", format!("{} ms", at(0.5)), format!("p90 {}, p99 {}{few}", at(0.9), at(0.99)));
+        } else {
+            let at = |share: f64| percentile(&m.first_ms(), share).map_or("-".to_owned(), |v| format!("{v:.2}"));
+            row("latency", spread(&m.first_ms(), "ms"), format!("{texts}; p90 {}", at(0.9)));
+        }
+        row("load", format!("{:.1} ms", self.load_ms), format!("first result of a new process after {:.1} ms", self.cold_start_ms()));
+        if let Some(peak) = self.peak_mib {
+            row("peak memory", format!("{peak:.1} MiB"), "resident set of the process".into());
+        }
+        row("plain read", format!("{:.1} GB/s", self.ceiling.gb_per_s), "of as many bytes as a forward reads: the ceiling".into());
+        rows
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let case = &self.measurement.case;
+        let mut what = format!("prompt {}", case.prompt);
+        if self.measurement.generates {
+            write!(what, ", generate {}", case.generate)?;
+        }
+        let threads = if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
+        writeln!(f, "{}: {what}, batch {}, {threads}, {} runs after {}", self.model, case.batch, case.runs, case.warmups)?;
+        writeln!(f, "{}\n", self.device)?;
+        for [what, value, note] in self.rows() {
+            writeln!(f, "{}", format!("  {what:<12} {value:<24} {note}").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+fn percentiles(samples: &[f64]) -> Value {
+    json!({
+        "p50": rounded(percentile(samples, 0.5)),
+        "p90": rounded(percentile(samples, 0.9)),
+        "p99": rounded(percentile(samples, 0.99)),
+    })
+}
+
+fn spread(samples: &[f64], unit: &str) -> String {
+    match (median(samples), mad(samples)) {
+        (Some(median), Some(mad)) => {
+            let places = if median < 10.0 { 2 } else if median < 1000.0 { 1 } else { 0 };
+            format!("{median:.places$} {unit} ± {mad:.places$}")
+        }
+        _ => "-".to_owned(),
+    }
+}
+
+/// Five significant digits: more would be noise. Null when there is no finite number.
+fn rounded(value: Option<f64>) -> Value {
+    match value {
+        Some(v) if v.is_finite() && v != 0.0 => {
+            let scale = 10f64.powi(4 - v.abs().log10().floor() as i32);
+            json!((v * scale).round() / scale)
+        }
+        Some(0.0) => json!(0.0),
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::{Case, EngineRun, Run};
+
+    fn report(generates: bool) -> Report {
+        let run = |first_ms: f64, step: f64| Run {
+            first_ms,
+            itl_ms: if generates { vec![step; 2] } else { vec![] },
+            engine: EngineRun { prompt_ms: first_ms / 2.0, decode_ms: if generates { step } else { 0.0 } },
+        };
+        let case = Case { prompt: 100, generate: 3, batch: 2, runs: 2, warmups: 1 };
+        let runs = vec![run(100.0, 10.0), run(50.0, 20.0)];
+        Report {
+            engine: "cpu",
+            model: "m.gguf".into(),
+            threads: 2,
+            load_ms: 5.0,
+            peak_mib: Some(12.5),
+            measurement: Measurement { case, generates, tokenized: true, cold_first_ms: 120.0, runs },
+            ceiling: Ceiling { gb_per_s: 10.0, decode_tokens_per_s: generates.then_some(300.0), share: generates.then_some(0.5) },
+            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None },
+        }
+    }
+
+    #[test]
+    fn rates_count_the_tokens_of_all_sequences() {
+        let json = report(true).json();
+        // 200 prompt tokens in 100 and 50 ms; 4 tokens after the first ones in 20 and 40 ms
+        assert_eq!(json["prompt_tokens_per_s"], 3000.0);
+        assert_eq!(json["decode_tokens_per_s"], 150.0);
+        assert_eq!(json["ttft_ms"], 75.0);
+        assert_eq!(json["itl_ms"]["p50"], 15.0);
+        assert_eq!(json["engine_only"]["prompt_tokens_per_s"], 6000.0);
+        assert_eq!(json["engine_only"]["decode_tokens_per_s"], 300.0);
+        assert_eq!(json["cold_start_ms"], 125.0);
+        assert_eq!(json["runs"][1]["itl_ms"], json!([20.0, 20.0]));
+    }
+
+    #[test]
+    fn what_does_not_apply_is_null() {
+        let json = report(false).json();
+        for field in ["generate", "decode_tokens_per_s", "ttft_ms", "itl_ms"] {
+            assert!(json[field].is_null(), "{field}");
+        }
+        assert!(json["ceiling"]["share"].is_null() && json["runs"][0]["decode_tokens_per_s"].is_null());
+        assert_eq!(json["latency_ms"]["p50"], 75.0);
+        assert!(report(true).json()["latency_ms"].is_null());
+    }
+
+    #[test]
+    fn every_row_of_the_table_has_a_unit() {
+        for generates in [true, false] {
+            for [what, value, _] in report(generates).rows() {
+                assert!([" ms", " tokens/s", " MiB", " GB/s"].iter().any(|u| value.contains(u)), "{what}: {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_keep_five_digits() {
+        assert_eq!(rounded(Some(123_456.7)), json!(123_460.0));
+        assert_eq!(rounded(Some(0.001_234_567)), json!(0.001_234_6));
+        assert_eq!(rounded(Some(f64::NAN)), Value::Null);
+        assert_eq!(rounded(None), Value::Null);
+    }
+}
