@@ -7,6 +7,7 @@ use crate::model::load::Checkpoint;
 use crate::model::network::Task;
 use crate::model::open::Opened;
 use crate::model::peft::AdapterConfig;
+use crate::tune::checkpoint::finish;
 use candle_core::{Device, Tensor};
 use edgeft_quantize::BoxError;
 use edgeft_quantize::source::{Arch, ModelSpec, RopeScaling as SpecScaling, RopeSpec, Task as SpecTask, TensorSource};
@@ -139,7 +140,7 @@ impl<'a> Merged<'a> {
         }
         let file = file.into_inner().map_err(|e| anyhow::anyhow!("cannot write {}: {}", path.display(), e.error()))?;
         file.as_file().sync_all()?;
-        file.persist(path)?;
+        finish(file, path)?;
         Ok(head.len() as u64 + 8 + offset)
     }
 }

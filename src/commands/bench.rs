@@ -74,35 +74,8 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         earlier.must_be_comparable(args, global.threads())?;
     }
 
-    let start = Instant::now();
-    let model = open(&args.model)?;
     let case = Case { prompt: args.prompt, generate: args.generate, batch: args.batch, runs: args.runs, ..Case::default() };
-    let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
-    let options = EngineOptions { threads: global.threads(), ctx, n_seqs: args.batch.max(1), kv: KV };
-    let mut engine = model.engine(&options)?;
-    let tokenizer = match model.tokenizer() {
-        Ok(tokenizer) => Some(tokenizer),
-        Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
-        Err(e) => return Err(e.into()),
-    };
-    let load_ms = start.elapsed().as_secs_f64() * 1e3;
-
-    let mut bench = Bench::new(&model, engine.as_mut(), tokenizer.as_deref(), case)?;
-    let bar = show::bar((case.warmups + case.runs) as u64, "measuring");
-    let measurement = bench.measure(&mut |done| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
-    let peak_mib = peak_mib(); // before the ceiling's buffer
-    let ceiling = Ceiling::measure(&model, &measurement, global.threads(), KV);
-    let report = Report {
-        engine: "cpu",
-        model: args.model.clone(),
-        threads: global.threads(),
-        load_ms,
-        peak_mib,
-        measurement,
-        ceiling,
-        device: Device::detect(&Kernels::detect()?),
-    };
+    let (model, report) = measure(&args.model, case, global.threads())?;
 
     let prediction = profile.map(|p| p.predict(&model, &case, KV));
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
@@ -118,6 +91,31 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Some(slower) => Err(GateFailed(slower.verdict()).into()),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Opens a MODEL on the CPU engine and measures it.
+pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
+    let start = Instant::now();
+    let model = open(name)?;
+    let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
+    let mut engine = model.engine(&EngineOptions { threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
+    let tokenizer = match model.tokenizer() {
+        Ok(tokenizer) => Some(tokenizer),
+        Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
+        Err(e) => return Err(e.into()),
+    };
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+
+    let mut bench = Bench::new(&model, engine.as_mut(), tokenizer.as_deref(), case)?;
+    let bar = show::bar((case.warmups + case.runs) as u64, "measuring");
+    let measurement = bench.measure(&mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    let peak_mib = peak_mib(); // before the ceiling's buffer
+    let ceiling = Ceiling::measure(&model, &measurement, threads, KV);
+    let device = Device::detect(&Kernels::detect()?);
+    let report =
+        Report { engine: "cpu", model: name.to_owned(), threads, load_ms, peak_mib, measurement, ceiling, device };
+    Ok((model, report))
 }
 
 /// The model in the runtime's form.

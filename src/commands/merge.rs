@@ -7,7 +7,7 @@ use crate::model::open::Opened;
 use crate::tune::checkpoint::write_synced;
 use anyhow::Context;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -42,16 +42,8 @@ pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     if opened.adapter.is_none() {
         crate::bad_input!("{}: nothing to merge: it has no adapter", opened.name);
     }
-    let folder = show::NewFolder::create(&args.out, args.force)?;
-    let merged = Merged::new(&opened)?;
-    let bytes = merged
-        .write_safetensors(&folder.path().join("model.safetensors"), false)
-        .with_context(|| format!("cannot merge {} into {}", opened.name, args.out.display()))?;
-    write_synced(&folder.path().join("config.json"), serde_json::to_string_pretty(&merged_config(&opened)?)?.as_bytes())?;
-    write_text_files(&opened, folder.path())?;
-    folder.finish()?;
-    let seconds = start.elapsed().as_secs_f64();
-    let changed = merged.changed();
+    let merged = merge(&opened, &args.out, args.force)?;
+    let (bytes, changed, seconds) = (merged.bytes, merged.changed, start.elapsed().as_secs_f64());
     show::report(global, &json!({"out": args.out, "bytes": bytes, "tensors_changed": changed, "seconds": seconds}), || {
         println!(
             "merged {changed} tensors into {} ({}) in {seconds:.1} s\n\nNext:\n  edgeft quantize {} --type q4_k_m --out model.gguf",
@@ -61,6 +53,27 @@ pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         );
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// A merged folder.
+pub struct MergedFolder {
+    /// Tensors that the adapter changed.
+    pub changed: usize,
+    /// Size of the weights.
+    pub bytes: u64,
+}
+
+/// Writes a model and its adapter as one Hugging Face folder.
+pub fn merge(opened: &Opened, out: &Path, force: bool) -> anyhow::Result<MergedFolder> {
+    let folder = show::NewFolder::create(out, force)?;
+    let merged = Merged::new(opened)?;
+    let bytes = merged
+        .write_safetensors(&folder.path().join("model.safetensors"), false)
+        .with_context(|| format!("cannot merge {} into {}", opened.name, out.display()))?;
+    write_synced(&folder.path().join("config.json"), serde_json::to_string_pretty(&merged_config(opened)?)?.as_bytes())?;
+    write_text_files(opened, folder.path())?;
+    folder.finish()?;
+    Ok(MergedFolder { changed: merged.changed(), bytes })
 }
 
 /// `config.json` of the merged model: the base's, with the task's class and labels.
@@ -94,7 +107,7 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
 }
 
 /// Tokenizer and template, as they were.
-pub fn write_text_files(opened: &Opened, folder: &std::path::Path) -> anyhow::Result<()> {
+pub fn write_text_files(opened: &Opened, folder: &Path) -> anyhow::Result<()> {
     if let Some(bytes) = &opened.text.tokenizer_json {
         write_synced(&folder.join("tokenizer.json"), bytes)?;
     }

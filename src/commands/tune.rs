@@ -328,6 +328,9 @@ fn finish(
 
 /// A path as the run remembers it; `nano` stays `nano`.
 fn absolute(model: &str) -> String {
+    if model == "nano" {
+        return model.to_owned();
+    }
     std::fs::canonicalize(model).map_or_else(|_| model.to_owned(), |p| p.display().to_string())
 }
 

@@ -69,7 +69,7 @@ impl Subject {
             _ => {
                 let opened = Opened::open(model, 0)?;
                 let network = opened.network(task, 0)?;
-                Ok(Self::Candle(Box::new(CandleSubject { network, opened })))
+                Ok(Self::on_candle(network, opened))
             }
         }
     }
@@ -81,7 +81,12 @@ impl Subject {
     pub fn with_adapter(model: &str, adapter: &Path) -> anyhow::Result<Self> {
         let opened = Opened::open(model, 0)?.with_adapter(adapter)?;
         let network = opened.network(None, 0)?;
-        Ok(Self::Candle(Box::new(CandleSubject { network, opened })))
+        Ok(Self::on_candle(network, opened))
+    }
+
+    /// A network that is already there, with the files it came from.
+    pub fn on_candle(network: Network, opened: Opened) -> Self {
+        Self::Candle(Box::new(CandleSubject { network, opened }))
     }
 
     fn cpu(model: Model, threads: usize) -> anyhow::Result<Self> {

@@ -31,7 +31,8 @@ impl Place {
     /// [`BadInput`] when nothing of the kind is there.
     pub fn of(model: &str) -> anyhow::Result<Self> {
         let path = PathBuf::from(model);
-        if model == "nano" && !path.exists() {
+        // Always the embedded model: a folder of that name is ./nano.
+        if model == "nano" {
             return Ok(Self::Nano);
         }
         if path.is_dir() {

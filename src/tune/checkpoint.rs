@@ -159,12 +159,17 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder)
         .with_context(|| format!("cannot write in {}", folder.display()))?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(|| format!("cannot write {}", path.display()))?;
+    finish(file, path)
+}
+
+/// Gives a written and flushed file its name, as readable as any other file: temporary files are private.
+pub fn finish(file: tempfile::NamedTempFile, path: &Path) -> anyhow::Result<()> {
+    use anyhow::Context;
     let file = file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     readable(&file)?;
     Ok(())
 }
 
-/// Temporary files are private; a finished output is as readable as any other file.
 #[cfg(unix)]
 fn readable(file: &std::fs::File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
