@@ -57,17 +57,21 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let place = args.model.clone();
         // The server takes the runtime's errors alone; the whole chain, with its exit code, comes back by `told`.
         move || {
-            let loaded = open(&place).and_then(|model| Ok((Loaded::new(&model, &options)?, model)));
-            loaded.map(|(loaded, model)| (loaded, tell.send(Ok(model)))).map(|(loaded, _)| loaded).map_err(|e| {
-                let error = Error::new(Kind::Input, "", e.to_string());
-                let _ = tell.send(Err(e));
-                error
-            })
+            let load = || {
+                let model = open(&place)?;
+                anyhow::Ok((Loaded::new(&model, &options)?, model))
+            };
+            let (outcome, whole) = match load() {
+                Ok((loaded, model)) => (Ok(loaded), Ok(model)),
+                Err(e) => (Err(Error::new(Kind::Input, "", e.to_string())), Err(e)),
+            };
+            let _ = tell.send(whole); // nobody listens once a signal has ended the verb
+            outcome
         }
-    })
-    .map_err(|e| match e.is_address_in_use() {
-        true => anyhow::Error::new(e).context(format!("cannot listen on {addr}: choose another --port, or 0 for a free one")),
-        false => anyhow::Error::new(e).context(format!("cannot listen on {addr}")),
+    });
+    let server = server.map_err(|e| {
+        let way_out = if in_use(&e) { "; choose another --port, or 0 for a free one" } else { "" };
+        anyhow::Error::new(e).context(format!("cannot listen{way_out}"))
     })?;
     let (stopper, stopping) = (server.stopper(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
@@ -90,6 +94,12 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     });
     server.wait();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether another program has the port.
+fn in_use(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    source.is_some_and(|e| e.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 /// What `--host` and `--port` name.
