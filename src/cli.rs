@@ -58,6 +58,11 @@ pub enum Verb {
     Verify(commands::verify::VerifyArgs),
     /// Show the tokens of a text
     Tokenize(commands::tokenize::TokenizeArgs),
+    /// Answer one prompt
+    Run(commands::run::RunArgs),
+    /// Answer over HTTP, as OpenAI's API does
+    #[cfg(feature = "server")]
+    Serve(commands::serve::ServeArgs),
     /// Measure first-token latency, tokens per second and memory
     Bench(commands::bench::BenchArgs),
     /// Show what is in a GGUF or safetensors file

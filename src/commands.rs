@@ -6,6 +6,9 @@ pub mod eval;
 pub mod inspect;
 pub mod merge;
 pub mod quantize;
+pub mod run;
+#[cfg(feature = "server")]
+pub mod serve;
 pub mod show;
 pub mod targets;
 pub mod tokenize;
@@ -33,6 +36,9 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, global),
         Verb::Verify(args) => verify::run(args, global),
         Verb::Tokenize(args) => tokenize::run(args, global),
+        Verb::Run(args) => run::run(args, global),
+        #[cfg(feature = "server")]
+        Verb::Serve(args) => serve::run(args, global),
         Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
         Verb::Targets(args) => targets::run(args, global),

@@ -1,1 +1,3 @@
+//! Through the front door, offline: one test binary.
 
+mod server;

@@ -51,7 +51,7 @@ pub struct Taught {
 }
 
 /// A chat template, ready to render.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
     env: Environment<'static>,

@@ -10,6 +10,7 @@
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
 //! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing
+//! - `server` (feature `server`): HTTP request -> session -> SSE chunks
 
 pub mod chat;
 pub mod engine;
@@ -20,6 +21,8 @@ pub mod kv_cache;
 pub mod measure;
 pub mod model;
 pub mod sample;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod session;
 pub mod threads;
 pub mod tokenizer;

@@ -318,6 +318,12 @@ impl Tokenizer {
         self.tokens.get(id as usize).map(|t| t.kind)
     }
 
+    /// The first control token that `text` spells out; [`Tokenizer::encode`] would take it for the token itself.
+    pub fn control_token_in(&self, text: &str) -> Option<&str> {
+        let control = self.tokens.iter().filter(|t| t.kind == TokenKind::Control && !t.text.is_empty());
+        control.map(|t| t.text.as_str()).find(|token| text.contains(token))
+    }
+
     /// Ids with a role.
     pub fn specials(&self) -> &Specials {
         &self.special

@@ -1,0 +1,336 @@
+//! HTTP request -> [`Session`] -> JSON, or SSE chunks, in the shapes of OpenAI's API. Prints nothing.
+//!
+//! ```text
+//! socket -> accept (limits, deadlines) -> routes (key, size) -> ask (fields) -> ids -> queue -> worker (the engine)
+//!                                                                            reply or sse <- events <-'
+//! ```
+//!
+//! - [`accept`]: connections, bounded in number and in time
+//! - [`routes`]: which path asks what; what every answer has in common
+//! - [`wire`], [`ask`], [`reply`]: errors and fields; requests in; answers out
+//! - [`worker`]: the one thread that owns the engine, and the bounded queue before it
+//! - [`sse`]: answers that stream
+//!
+//! The socket is bound before the model loads, so that `/healthz` and `/readyz` answer meanwhile. Requests are checked and
+//! tokenized before they are queued, so the engine never meets one that is malformed.
+
+mod accept;
+mod ask;
+mod reply;
+mod routes;
+mod sse;
+mod wire;
+mod worker;
+
+use crate::chat::ChatTemplate;
+use crate::error::{Error, Result};
+use crate::model::{Model, Task};
+use crate::session::{GenerateOptions, Session, SessionOptions};
+use crate::tokenizer::Tokenizer;
+use accept::{Activity, Door};
+use std::future::IntoFuture;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+use worker::Queue;
+
+/// Threads that speak HTTP, and threads that tokenize; few, since the engine wants the cores.
+const HTTP_THREADS: usize = 1;
+const TOKENIZE_THREADS: usize = 2;
+/// What is left of a connection once its time to drain is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Bounds on what clients may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; more wait in the system's backlog.
+    pub connections: usize,
+    /// Requests that wait for the engine; one more is answered 429.
+    pub queue: usize,
+    /// Bytes of a request's body; more is answered 413.
+    pub body_bytes: usize,
+    /// From a connection's start, or its last answer, to a request's whole head.
+    pub head: Duration,
+    /// From the head to the whole body; later is answered 408.
+    pub body: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_stall: Duration,
+    /// How long requests may take to end once the server stops.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            connections: 256,
+            queue: 32,
+            body_bytes: 2 << 20,
+            head: seconds(30),
+            body: seconds(30),
+            write_stall: seconds(15),
+            drain: seconds(20),
+        }
+    }
+}
+
+/// How a server is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// Name of the model, in requests and answers.
+    pub model: String,
+    /// When given, requests need `Authorization: Bearer KEY`; `/healthz` and `/readyz` do not.
+    pub api_key: Option<String>,
+    /// Bounds on what clients may take.
+    pub limits: Limits,
+}
+
+/// A model ready to answer.
+pub struct Loaded {
+    /// It answers.
+    pub session: Session,
+    /// Without one, chats are refused.
+    pub chat: Option<ChatTemplate>,
+}
+
+impl Loaded {
+    /// # Errors
+    /// As [`Session::new`] and [`Model::chat`].
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
+        Ok(Self { session: Session::new(model, options)?, chat: model.chat()?.cloned() })
+    }
+
+    /// The first run touches every weight; better now than in the first client's time.
+    fn warm_up(&mut self) -> Result<()> {
+        if matches!(self.session.task(), Task::Generate) {
+            let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+            if self.session.capacity() > 1 {
+                self.session.generate(&[0], &options, &mut |_| ControlFlow::Continue(()))?;
+            }
+        } else {
+            self.session.logits(&[0], None)?;
+        }
+        self.session.reset();
+        Ok(())
+    }
+}
+
+/// What handlers know of the model that the worker owns.
+struct Serving {
+    tokenizer: Option<Arc<Tokenizer>>,
+    chat: Option<ChatTemplate>,
+    task: Task,
+    capacity: usize,
+    output_dim: usize,
+}
+
+impl Serving {
+    fn of(loaded: &Loaded) -> Self {
+        let session = &loaded.session;
+        Self {
+            tokenizer: session.tokenizer().ok().cloned(),
+            chat: loaded.chat.clone(),
+            task: session.task(),
+            capacity: session.capacity(),
+            output_dim: session.output_dim(),
+        }
+    }
+}
+
+/// How far the model is.
+enum Phase {
+    Loading,
+    Ready,
+    Failed(Option<Error>),
+}
+
+/// What the threads share.
+struct Shared {
+    config: Config,
+    model: Arc<str>,
+    since: u64,
+    queue: Queue,
+    serving: OnceLock<Serving>,
+    draining: AtomicBool,
+    phase: Mutex<Phase>,
+    changed: Condvar,
+    stop: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn set(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        self.changed.notify_all();
+    }
+
+    fn stop(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.stop.send_replace(true);
+    }
+}
+
+/// Stops a server from anywhere, such as a signal handler.
+#[derive(Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    /// Accepts no more; what runs and what waits is answered, for at most [`Limits::drain`].
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+/// A running server. Dropping it stops it.
+pub struct Server {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Binds, then loads the model by `load` on the thread that will own it.
+    /// # Errors
+    /// [`crate::Kind::Io`] when the address cannot be bound or a thread cannot be started. What `load` gives comes from
+    /// [`Server::ready`].
+    pub fn start(config: Config, load: impl FnOnce() -> Result<Loaded> + Send + 'static) -> Result<Self> {
+        let place = config.addr.to_string();
+        let io = |e| Error::io(&place, e);
+        let listener = TcpListener::bind(config.addr).map_err(io)?;
+        listener.set_nonblocking(true).map_err(io)?;
+        let addr = listener.local_addr().map_err(io)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(HTTP_THREADS)
+            .max_blocking_threads(TOKENIZE_THREADS)
+            .thread_name("edgeft-http")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("HTTP threads", e))?;
+        let shared = Arc::new(Shared {
+            model: config.model.as_str().into(),
+            since: reply::now(),
+            queue: Queue::new(config.limits.queue),
+            serving: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            phase: Mutex::new(Phase::Loading),
+            changed: Condvar::new(),
+            stop: watch::Sender::new(false),
+            config,
+        });
+        let mut server = Self { addr, shared, threads: Vec::new() };
+        let shared = server.shared.clone();
+        server.spawn("edgeft-engine", move || run_engine(&shared, load))?;
+        let shared = server.shared.clone();
+        server.spawn("edgeft-accept", move || {
+            // Connections fail one by one, never the whole; a listener that cannot be registered ends the server.
+            if let Err(e) = runtime.block_on(run_http(&shared, listener)) {
+                shared.set(Phase::Failed(Some(Error::io(addr.to_string(), e))));
+            }
+            shared.queue.cancel();
+            runtime.shutdown_timeout(LAST_WORDS);
+        })?;
+        Ok(server)
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(body).map_err(|e| Error::io(name, e))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Where it listens, with the real port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits until the model is loaded and has been run once.
+    /// # Errors
+    /// Why it could not be loaded; the server has stopped then.
+    pub fn ready(&self) -> Result<()> {
+        let mut phase = self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match &mut *phase {
+                Phase::Ready => return Ok(()),
+                Phase::Failed(error) => {
+                    let told = || Error::new(crate::Kind::Io, &*self.shared.model, "the server has stopped");
+                    return Err(error.take().unwrap_or_else(told));
+                }
+                Phase::Loading => phase = self.shared.changed.wait(phase).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// A handle that stops this server.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.shared.clone())
+    }
+
+    /// Waits until the server has stopped.
+    pub fn wait(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // a panic there has been reported by the panic hook
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.shared.queue.close();
+        self.join();
+    }
+}
+
+/// Loads, warms up, then does what the queue holds.
+fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
+    let loaded = load().and_then(|mut loaded| {
+        loaded.warm_up()?;
+        Ok(loaded)
+    });
+    match loaded {
+        Ok(mut loaded) => {
+            let _ = shared.serving.set(Serving::of(&loaded));
+            shared.set(Phase::Ready);
+            worker::work(&mut loaded.session, &shared.queue);
+        }
+        Err(error) => {
+            shared.set(Phase::Failed(Some(error)));
+            shared.stop();
+        }
+    }
+}
+
+/// Serves until told to stop, then drains.
+async fn run_http(shared: &Arc<Shared>, listener: TcpListener) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let limits = shared.config.limits;
+    let app = routes::router(shared.clone()).into_make_service_with_connect_info::<Activity>();
+    let stopped = || {
+        let mut stop = shared.stop.subscribe();
+        async move {
+            let _ = stop.wait_for(|stop| *stop).await; // the sender lives as long as `shared`
+        }
+    };
+    let serving = axum::serve(Door::new(listener, limits), app).with_graceful_shutdown(stopped()).into_future();
+    tokio::pin!(serving);
+    let over = async {
+        stopped().await;
+        tokio::time::sleep(limits.drain).await;
+    };
+    tokio::select! {
+        result = &mut serving => result,
+        () = over => {
+            shared.queue.cancel();
+            tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(()))
+        }
+    }
+}

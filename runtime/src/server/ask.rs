@@ -1,0 +1,327 @@
+//! Request bodies -> what is asked, checked before anything is queued.
+
+use super::wire::{ApiError, ApiResult, Fields, wrong};
+use crate::chat::Message;
+use crate::sample::Sampling;
+use axum::http::StatusCode;
+use serde_json::Value;
+
+/// Most stop strings, as OpenAI's API has it.
+const MAX_STOPS: usize = 4;
+/// Longest stop string, in bytes: text is held back by that much.
+const MAX_STOP_BYTES: usize = 128;
+/// Most alternatives a position.
+const MAX_LOGPROBS: usize = 20;
+/// Most texts in one call of classify.
+const MAX_INPUTS: usize = 64;
+
+/// What a prompt is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Prompt {
+    /// Turns of a chat.
+    Messages(Vec<Message>),
+    /// A text to go on with.
+    Text(String),
+    /// Ids to go on with.
+    Ids(Vec<u32>),
+}
+
+/// A chat or a completion.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Completion {
+    pub prompt: Prompt,
+    /// `None`: what room the context leaves.
+    pub max_tokens: Option<usize>,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    pub logprobs: Option<usize>,
+    pub stream: bool,
+    pub include_usage: bool,
+}
+
+impl Completion {
+    pub fn is_chat(&self) -> bool {
+        matches!(self.prompt, Prompt::Messages(_))
+    }
+
+    /// `POST /v1/chat/completions`.
+    pub fn chat(body: &[u8], served: &str) -> ApiResult<Self> {
+        let mut fields = Fields::parse(body)?;
+        model(&mut fields, served)?;
+        let messages = fields.take("messages").ok_or_else(|| fields.missing("messages"))?;
+        let prompt = Prompt::Messages(read_messages(messages)?);
+        let top = fields.count("top_logprobs", 0)?;
+        let logprobs = match (fields.bool("logprobs")?.unwrap_or(false), top) {
+            (true, top) => Some(top.unwrap_or(0)),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => return Err(ApiError::field("top_logprobs", "needs `logprobs`: true")),
+        };
+        let longer = fields.count("max_completion_tokens", 1)?;
+        Self::rest(fields, prompt, logprobs, longer)
+    }
+
+    /// `POST /v1/completions`.
+    pub fn text(body: &[u8], served: &str) -> ApiResult<Self> {
+        let mut fields = Fields::parse(body)?;
+        model(&mut fields, served)?;
+        let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
+        let logprobs = fields.count("logprobs", 0)?;
+        Self::rest(fields, prompt, logprobs, None)
+    }
+
+    /// The fields that both have. Greedy by default, as `edgeft run`.
+    fn rest(
+        mut fields: Fields,
+        prompt: Prompt,
+        logprobs: Option<usize>,
+        max_completion_tokens: Option<usize>,
+    ) -> ApiResult<Self> {
+        if let Some(n) = logprobs.filter(|n| *n > MAX_LOGPROBS) {
+            let name = if matches!(prompt, Prompt::Messages(_)) { "top_logprobs" } else { "logprobs" };
+            return Err(ApiError::field(name, format!("{n} is more than {MAX_LOGPROBS}")));
+        }
+        if let Some(n) = fields.count("n", 1)?.filter(|n| *n != 1) {
+            return Err(ApiError::field("n", format!("{n} answers are asked for; only 1 is supported")));
+        }
+        fields.string("user")?; // it identifies a person; nothing here needs that
+        let mut sampling = Sampling::default();
+        sampling.temperature = fields.number("temperature")?.unwrap_or(sampling.temperature);
+        sampling.top_p = fields.number("top_p")?.unwrap_or(sampling.top_p);
+        sampling.top_k = fields.count("top_k", 0)?.unwrap_or(sampling.top_k);
+        sampling.min_p = fields.number("min_p")?.unwrap_or(sampling.min_p);
+        sampling.seed = fields.seed("seed")?.unwrap_or(sampling.seed);
+        sampling.check().map_err(|e| ApiError { param: Some(e.place().to_owned()), ..e.into() })?;
+        let max_tokens = match (fields.count("max_tokens", 1)?, max_completion_tokens) {
+            (Some(a), Some(b)) if a != b => {
+                let message = format!("`max_tokens` is {a} and `max_completion_tokens` is {b}; give one");
+                let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", message);
+                return Err(ApiError { param: Some("max_tokens".into()), ..error });
+            }
+            (a, b) => a.or(b),
+        };
+        let stop = fields.take("stop").map_or(Ok(Vec::new()), read_stop)?;
+        let stream = fields.bool("stream")?.unwrap_or(false);
+        let include_usage = match fields.take("stream_options") {
+            None => false,
+            Some(_) if !stream => return Err(ApiError::field("stream_options", "needs `stream`: true")),
+            Some(value) => {
+                let mut options = Fields::of(value, "stream_options")?;
+                let include = options.bool("include_usage")?.unwrap_or(false);
+                options.finish()?;
+                include
+            }
+        };
+        fields.finish()?;
+        Ok(Self { prompt, max_tokens, sampling, stop, logprobs, stream, include_usage })
+    }
+}
+
+/// `POST /v1/classify`: the texts.
+pub(super) fn classify(body: &[u8], served: &str) -> ApiResult<Vec<String>> {
+    let mut fields = Fields::parse(body)?;
+    model(&mut fields, served)?;
+    let inputs = match fields.take("input") {
+        None => return Err(fields.missing("input")),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(all)) => all
+            .into_iter()
+            .enumerate()
+            .map(|(i, value)| match value {
+                Value::String(text) => Ok(text),
+                other => Err(wrong(&format!("input[{i}]"), "a string", &other)),
+            })
+            .collect::<ApiResult<_>>()?,
+        Some(other) => return Err(wrong("input", "a string, or an array of strings", &other)),
+    };
+    fields.finish()?;
+    if inputs.is_empty() || inputs.len() > MAX_INPUTS {
+        return Err(ApiError::field("input", format!("{} texts; give 1 to {MAX_INPUTS}", inputs.len())));
+    }
+    Ok(inputs)
+}
+
+/// `POST /v1/answer`: question and context.
+pub(super) fn answer(body: &[u8], served: &str) -> ApiResult<(String, String)> {
+    let mut fields = Fields::parse(body)?;
+    model(&mut fields, served)?;
+    let asked = (fields.required_string("question")?, fields.required_string("context")?);
+    fields.finish()?;
+    for (name, text) in [("question", &asked.0), ("context", &asked.1)] {
+        if text.trim().is_empty() {
+            return Err(ApiError::field(name, "it is empty"));
+        }
+    }
+    Ok(asked)
+}
+
+/// `POST /tokenize`: the text.
+pub(super) fn tokenize(body: &[u8], served: &str) -> ApiResult<String> {
+    let mut fields = Fields::parse(body)?;
+    model(&mut fields, served)?;
+    let text = fields.required_string("text")?;
+    fields.finish()?;
+    Ok(text)
+}
+
+/// A name that is given must be the model that is served.
+fn model(fields: &mut Fields, served: &str) -> ApiResult<()> {
+    match fields.string("model")? {
+        Some(name) if name != served => {
+            let message = format!("no model `{name}` here; this server has `{served}`");
+            let error = ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message);
+            Err(ApiError { param: Some("model".into()), ..error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_messages(value: Value) -> ApiResult<Vec<Message>> {
+    let Value::Array(all) = value else { return Err(wrong("messages", "an array", &value)) };
+    if all.is_empty() {
+        return Err(ApiError::field("messages", "it is empty; give at least one message"));
+    }
+    all.into_iter().enumerate().map(|(i, value)| read_message(value, &format!("messages[{i}]"))).collect()
+}
+
+fn read_message(value: Value, name: &str) -> ApiResult<Message> {
+    let mut fields = Fields::of(value, name)?;
+    let role = fields.required_string("role")?;
+    let at = fields.name("content");
+    let content = match fields.take("content") {
+        None => return Err(fields.missing("content")),
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => {
+            parts.into_iter().enumerate().map(|(i, part)| read_part(part, &format!("{at}[{i}]"))).collect::<ApiResult<_>>()?
+        }
+        Some(other) => return Err(wrong(&at, "a string, or an array of text parts", &other)),
+    };
+    let mut message = Message::new(role, content);
+    if let Some(name) = fields.string("name")? {
+        message.extra.push(("name".into(), name.into()));
+    }
+    fields.finish()?;
+    Ok(message)
+}
+
+/// A part of a message's content; only text is known.
+fn read_part(value: Value, name: &str) -> ApiResult<String> {
+    let mut part = Fields::of(value, name)?;
+    let kind = part.required_string("type")?;
+    if kind != "text" {
+        return Err(ApiError::field(&part.name("type"), format!("`{kind}` is not supported; only `text` is")));
+    }
+    let text = part.required_string("text")?;
+    part.finish()?;
+    Ok(text)
+}
+
+fn read_prompt(value: Value) -> ApiResult<Prompt> {
+    const WANT: &str = "a string, an array with one string, or token ids";
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(all) => match all.as_slice() {
+            [] => Err(ApiError::field("prompt", "it is empty")),
+            [Value::String(text)] => Ok(Prompt::Text(text.clone())),
+            [one @ Value::Array(_)] => read_prompt(one.clone()),
+            [Value::String(_) | Value::Array(_), ..] => {
+                Err(ApiError::field("prompt", format!("{} prompts; send one a request", all.len())))
+            }
+            all => {
+                let read = |(i, v): (usize, &Value)| id(v).ok_or_else(|| wrong(&format!("prompt[{i}]"), "a token id", v));
+                Ok(Prompt::Ids(all.iter().enumerate().map(read).collect::<ApiResult<_>>()?))
+            }
+        },
+        other => Err(wrong("prompt", WANT, &other)),
+    }
+}
+
+fn read_stop(value: Value) -> ApiResult<Vec<String>> {
+    let stops = match value {
+        Value::String(stop) => vec![stop],
+        Value::Array(all) => all
+            .into_iter()
+            .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong("stop", "strings", &v)))
+            .collect::<ApiResult<_>>()?,
+        other => return Err(wrong("stop", "a string, or an array of strings", &other)),
+    };
+    if stops.len() > MAX_STOPS {
+        return Err(ApiError::field("stop", format!("{} stop strings; at most {MAX_STOPS} are supported", stops.len())));
+    }
+    if let Some(odd) = stops.iter().find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::field("stop", format!("a stop string of {} bytes; give 1 to {MAX_STOP_BYTES}", odd.len())));
+    }
+    Ok(stops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn text(body: Value) -> ApiResult<Completion> {
+        Completion::text(body.to_string().as_bytes(), "m")
+    }
+
+    fn chat(body: Value) -> ApiResult<Completion> {
+        Completion::chat(body.to_string().as_bytes(), "m")
+    }
+
+    #[track_caller]
+    fn refused(outcome: ApiResult<Completion>, param: &str, message: &str) {
+        let e = outcome.unwrap_err();
+        assert_eq!(e.param.as_deref(), Some(param), "{}", e.message);
+        assert!(e.message.contains(message), "{}", e.message);
+    }
+
+    #[test]
+    fn a_prompt_is_a_text_or_ids() {
+        let prompt = |v: Value| text(json!({"prompt": v})).unwrap().prompt;
+        assert_eq!(prompt(json!("a")), Prompt::Text("a".into()));
+        assert_eq!(prompt(json!(["a"])), Prompt::Text("a".into()));
+        assert_eq!(prompt(json!([1, 2])), Prompt::Ids(vec![1, 2]));
+        assert_eq!(prompt(json!([[1, 2]])), Prompt::Ids(vec![1, 2]));
+        refused(text(json!({"prompt": ["a", "b"]})), "prompt", "2 prompts");
+        refused(text(json!({"prompt": [1, -2]})), "prompt[1]", "-2");
+        refused(text(json!({"prompt": [1, 4_294_967_296u64]})), "prompt[1]", "4294967296");
+        refused(text(json!({})), "prompt", "missing");
+    }
+
+    #[test]
+    fn numbers_out_of_range_and_unknown_fields_are_refused_by_name() {
+        let with = |name: &str, value: Value| text(json!({"prompt": "a", name: value}));
+        refused(with("temperature", json!(-1)), "temperature", "-1");
+        refused(with("temperature", json!(1e40)), "temperature", "100");
+        refused(with("top_p", json!(0)), "top_p", "above 0");
+        refused(with("max_tokens", json!(0)), "max_tokens", "from 1 on");
+        refused(with("n", json!(2)), "n", "only 1");
+        refused(with("logprobs", json!(21)), "logprobs", "21");
+        refused(with("stop", json!(["a", "b", "c", "d", "e"])), "stop", "5 stop strings");
+        refused(with("stop", json!("")), "stop", "0 bytes");
+        refused(with("stream_options", json!({"include_usage": true})), "stream_options", "stream");
+        refused(with("echo", json!(true)), "echo", "not supported");
+        refused(with("messages", json!([])), "messages", "not supported");
+    }
+
+    #[test]
+    fn messages_are_text_and_nothing_is_dropped_in_silence() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        let asked = chat(json!({"model": "m", "messages": [{"role": "user", "content": parts}], "user": "x", "n": 1}));
+        assert_eq!(asked.unwrap().prompt, Prompt::Messages(vec![Message::new("user", "ab")]));
+        let one = |m: Value| chat(json!({"messages": [m]}));
+        refused(one(json!({"role": "user"})), "messages[0].content", "missing");
+        refused(one(json!({"role": 1, "content": "a"})), "messages[0].role", "a string");
+        refused(one(json!({"role": "user", "content": "a", "tool_calls": []})), "messages[0].tool_calls", "not supported");
+        let image = json!([{"type": "image_url", "image_url": {}}]);
+        refused(one(json!({"role": "user", "content": image})), "messages[0].content[0].type", "image_url");
+        refused(chat(json!({"messages": []})), "messages", "empty");
+        refused(chat(json!({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})), "top_logprobs", "logprobs");
+    }
+
+    #[test]
+    fn another_models_name_is_not_found() {
+        let e = text(json!({"model": "other", "prompt": "a"})).unwrap_err();
+        assert_eq!((e.status, e.code), (StatusCode::NOT_FOUND, Some("model_not_found")));
+        assert!(e.message.contains("`other`") && e.message.contains("`m`"), "{}", e.message);
+    }
+}
