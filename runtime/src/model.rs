@@ -140,6 +140,11 @@ impl Model {
         let gguf = Gguf::parse(&bytes).map_err(|e| Error::from(e).at(name))?;
         let (hparams, task, labels) = read(&gguf).map_err(|e| e.at(name))?;
         check_tensors(&gguf, &hparams, task, labels.len()).map_err(|e| e.at(name))?;
+        // Blocks begin with a 16-bit scale, and kernels read them where they lie.
+        if let Some(t) = gguf.tensors.iter().find(|t| !gguf.data(&bytes, t).as_ptr().addr().is_multiple_of(2)) {
+            let message = format!("begins at an odd byte (offset {}, general.alignment {})", t.offset, gguf.alignment);
+            return Err(Error::new(Kind::Input, format!("{name}: tensor `{}`", t.name), message));
+        }
         let (tokenizer, chat) = (OnceLock::new(), OnceLock::new());
         Ok(Self(Arc::new(Inner { name: name.to_owned(), bytes, gguf, hparams, task, labels, tokenizer, chat })))
     }
