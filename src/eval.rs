@@ -12,6 +12,7 @@ pub mod subject;
 
 use crate::data::batch::Target;
 use crate::data::schema::Task as TaskName;
+use crate::model::network::Task;
 use metrics::{Confusion, Interval};
 use rows::Judged;
 use serde_json::{Value, json};
@@ -51,11 +52,26 @@ pub struct Classes {
 
 /// Judges.
 pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
+    fits(subject, judged.task)?;
     match judged.task {
         TaskName::Classify => classify(subject, judged, progress),
         TaskName::Answer => answer::evaluate(subject, judged, progress),
         _ => text(subject, judged, progress),
     }
+}
+
+/// A model is judged on what it answers.
+fn fits(subject: &Subject, task: TaskName) -> anyhow::Result<()> {
+    let (ok, is) = match subject.task() {
+        Some(Task::Classify(_)) => (task == TaskName::Classify, "it classifies"),
+        Some(Task::Span) => (task == TaskName::Answer, "it answers questions"),
+        Some(Task::Generate) => (task != TaskName::Classify, "it generates text and has no classifier"),
+        None => (false, "it has no head"),
+    };
+    if !ok {
+        crate::bad_input!("the model cannot be judged on --task {task}: {is}; tune it for the task first, or give other rows");
+    }
+    Ok(())
 }
 
 fn classify(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {

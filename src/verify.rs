@@ -4,6 +4,7 @@ use crate::data::batch::{Row, Target};
 use crate::data::tokens::{Outputs, Reference};
 use crate::eval::metrics::percentile;
 use crate::eval::subject::Subject;
+use crate::model::network::Task;
 use serde::Serialize;
 
 /// What was measured. Fields that do not apply are null.
@@ -89,7 +90,17 @@ pub fn compare(subject: &mut Subject, reference: &mut Subject, rows: &[Row], bou
     let mut sums = Sums::default();
     for row in rows {
         let (a, b) = (subject.logits(row)?, reference.logits(row)?);
-        sums.add(row, &a.values, &b.values, a.width)?;
+        if a.width != b.width {
+            crate::bad_input!("the subject gives {} numbers a position, the reference {}; are they the same model?", a.width, b.width);
+        }
+        if subject.task() == Some(Task::Span) {
+            for s in 0..2 {
+                let (a, b) = (side(&a.values, s), side(&b.values, s));
+                sums.add(row, &a, &b, a.len())?;
+            }
+        } else {
+            sums.add(row, &a.values, &b.values, a.width)?;
+        }
     }
     Ok(sums.finish(bounds))
 }
@@ -108,17 +119,20 @@ pub fn compare_recorded(subject: &mut Subject, reference: &Reference, bounds: Bo
             }
             Outputs::Class { logits } => sums.add(row, &a.values, &logits[i], a.width)?,
             Outputs::Span { start, end } => {
-                // A span head's softmax runs over the positions, once for the start and once for the end.
-                let side = |s: usize| -> Vec<f32> { a.values.iter().skip(s).step_by(2).copied().collect() };
                 if a.width != 2 {
                     crate::bad_input!("the reference answers with spans, the subject gives {} numbers a position", a.width);
                 }
-                sums.add(row, &side(0), &start[i], start[i].len())?;
-                sums.add(row, &side(1), &end[i], end[i].len())?;
+                sums.add(row, &side(&a.values, 0), &start[i], start[i].len())?;
+                sums.add(row, &side(&a.values, 1), &end[i], end[i].len())?;
             }
         }
     }
     Ok(sums.finish(bounds))
+}
+
+/// Start (0) or end (1) logits of (T, 2): a span head's softmax runs over the positions, once for each.
+fn side(values: &[f32], which: usize) -> Vec<f32> {
+    values.iter().skip(which).step_by(2).copied().collect()
 }
 
 impl Sums {

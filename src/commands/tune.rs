@@ -212,6 +212,10 @@ fn read_data(args: &TuneArgs, opened: &Opened, settings: &Settings, saved: Optio
     if train.is_empty() {
         crate::bad_input!("{}: no row is left to learn", args.data.display());
     }
+    if task == TaskName::Classify && labels.len() < 2 {
+        let only = labels.first().map_or("", String::as_str);
+        crate::bad_input!("{}: every row has the label `{only}`; a classifier needs at least two", args.data.display());
+    }
     check_targets(&args.data, &train)?;
     Ok(Read { task, labels, train, val, held_out, schema: all.schema })
 }

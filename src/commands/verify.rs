@@ -21,7 +21,7 @@ pub struct VerifyArgs {
     /// Model it is held against, or a .safetensors with input_ids and logits
     #[arg(long, value_name = "REFERENCE")]
     pub against: String,
-    /// Rows to compare on [default: the rows that the RUN held out]
+    /// Rows to compare on [default: the rows that the RUN held out, else an embedded sample]
     #[arg(long, value_name = "DATA")]
     pub data: Option<PathBuf>,
     /// Engine of the subject [default: cpu for GGUF, candle for folders]
@@ -104,7 +104,7 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
     Ok(verification)
 }
 
-/// DATA, or what the RUN held out.
+/// DATA, or what the RUN held out, or the embedded sample; the last two are named on stderr.
 fn rows(q: &Question, reference: &Subject) -> anyhow::Result<Judged> {
     if let Some(data) = q.data {
         return read_judged(reference, data, None, None);
@@ -112,12 +112,14 @@ fn rows(q: &Question, reference: &Subject) -> anyhow::Result<Judged> {
     for model in [q.reference, q.subject] {
         if let Place::Run(_) = Place::of(model)? {
             let opened = Opened::open(model, 0)?;
-            if let Some(run) = &opened.run {
+            if let Some(run) = opened.run.as_ref().filter(|r| r.run.val.is_some() || !r.run.held_out.is_empty()) {
+                eprintln!("comparing on the rows that {model} held out");
                 return crate::eval::rows::held_out(reference, run);
             }
         }
     }
-    crate::bad_input!("no rows to compare on: give --data (neither side is a RUN that held rows out)")
+    eprintln!("comparing on the embedded sample of English; give --data for rows of your own");
+    crate::eval::rows::embedded_sample(reference)
 }
 
 /// Prints a verification for people.

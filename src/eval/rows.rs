@@ -1,14 +1,19 @@
 //! DATA as the rows that a subject is judged on.
 
 use super::subject::Subject;
-use crate::data::batch::Row;
+use crate::data::batch::{Row, Target};
 use crate::data::example::Example;
 use crate::data::read::{Reading, Rows, TextSide};
 use crate::data::schema::Task as TaskName;
+use crate::demo::corpus::corpus;
 use crate::error::BadInput;
 use crate::model::network::Task;
 use crate::tune::run_folder::RunFile;
 use std::path::Path;
+
+/// Seed and size of the embedded sample; the seed is none that a model was trained on.
+const SAMPLE_SEED: u64 = 77;
+const SAMPLE_BYTES: usize = 16_000;
 
 /// Rows to judge on, and what stands behind them.
 pub struct Judged {
@@ -80,6 +85,31 @@ pub fn held_out(subject: &Subject, run: &RunFile) -> anyhow::Result<Judged> {
         return Err(BadInput(format!("{}: not the file that the run was tuned on any more; give --data", run.run.data)).into());
     }
     Ok(judged(&read(&run.run.data)?, Some(&run.run.held_out)))
+}
+
+/// Texts of the embedded corpus, without labels: what two stages are compared on when nothing else is at hand.
+///
+/// # Errors
+/// A model that reads questions, which these texts do not ask.
+pub fn embedded_sample(subject: &Subject) -> anyhow::Result<Judged> {
+    if subject.task() == Some(Task::Span) {
+        crate::bad_input!("a model that answers questions needs some to be compared on; give --data");
+    }
+    let tokenizer = subject.tokenizer()?;
+    let texts: Vec<String> = corpus(SAMPLE_SEED, SAMPLE_BYTES).collect();
+    let language = subject.task() == Some(Task::Generate);
+    let rows = texts
+        .iter()
+        .enumerate()
+        .map(|(i, text)| {
+            let mut ids = tokenizer.encode(text, true)?;
+            ids.truncate(subject.n_ctx());
+            let learned = vec![true; ids.len()];
+            Ok(if language { Row::language(ids, &learned, i) } else { Row::new(ids, Target::None, i) })
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let task = if language { TaskName::Text } else { TaskName::Classify };
+    Ok(Judged { task, labels: Vec::new(), rows, texts, questions: Vec::new() })
 }
 
 /// What the model says of itself.
