@@ -115,7 +115,7 @@ pub fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let out = args.out.clone().unwrap_or_else(named);
     if args.make {
         std::fs::create_dir_all(&out)?;
-        make::write(&out, make::SEED, make::BYTES)?;
+        make::write(&out, make::BYTES)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(run) = &args.take {

@@ -1,10 +1,12 @@
 //! The text that the embedded model is trained on: plain English written by a grammar, a pure function of a seed.
 //!
-//! Five kinds of documents, mixed by [`SHARES`]: facts that are told and then asked for ([`recall`]), opinions and what
-//! they lead to ([`opinions`]), stories, plain facts and instructions, and chats ([`chats`]). The text never holds the
-//! labels or the formats of the datasets that the model is tuned on later.
+//! Six kinds of documents: facts that are told and then asked for ([`recall`]), opinions and what they lead to
+//! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), and words said again ([`echoes`]). The model
+//! reads them in two courses, [`FIRST`] without echoes and [`SECOND`] with many. The text never holds the labels or the
+//! formats of the datasets that the model is tuned on later.
 
 pub mod chats;
+pub mod echoes;
 pub mod grammar;
 pub mod opinions;
 pub mod recall;
@@ -15,8 +17,12 @@ use std::sync::LazyLock;
 use grammar::{Grammar, Scene, polish};
 use rng::Rng;
 
-/// How often a document of each kind is drawn: recall, opinions, stories, plain facts, chats.
-pub const SHARES: [usize; 5] = [42, 38, 8, 5, 7];
+/// How often a document of each kind is drawn: recall, opinions, stories, plain facts, chats, echoes.
+pub type Shares = [usize; 6];
+/// Of the first course.
+pub const FIRST: Shares = [42, 38, 8, 5, 7, 0];
+/// Of the second.
+pub const SECOND: Shares = [42, 30, 5, 3, 5, 85];
 
 /// The lists behind [`key_words`].
 const KEY_LISTS: [&str; 12] =
@@ -44,7 +50,12 @@ pub fn grammar() -> &'static Grammar {
 /// Documents until about `bytes` bytes are written: the one that reaches the number is the last.
 /// The same seed gives the same documents, and a larger `bytes` only adds to them.
 pub fn corpus(seed: u64, bytes: usize) -> Corpus {
-    Corpus { rng: Rng::new(seed, "corpus"), bytes_left: bytes }
+    mixed(seed, bytes, FIRST)
+}
+
+/// The same with other shares.
+pub fn mixed(seed: u64, bytes: usize, shares: Shares) -> Corpus {
+    Corpus { rng: Rng::new(seed, "corpus"), bytes_left: bytes, shares }
 }
 
 /// The words that the demo is about, opinions and whatever is asked for, each in many short documents, for a tokenizer's
@@ -58,6 +69,7 @@ pub fn key_words(times: usize) -> impl Iterator<Item = String> {
 pub struct Corpus {
     rng: Rng,
     bytes_left: usize,
+    shares: Shares,
 }
 
 impl Iterator for Corpus {
@@ -67,14 +79,15 @@ impl Iterator for Corpus {
         if self.bytes_left == 0 {
             return None;
         }
-        let kind = self.rng.weighted(&SHARES);
+        let kind = self.rng.weighted(&self.shares);
         let mut scene = Scene::new(grammar(), &mut self.rng);
         let text = match kind {
             0 => polish(&recall::document(&mut scene)),
             1 => polish(&opinions::document(&mut scene)),
             2 => polish(&story(&mut scene)),
             3 => polish(&plain(&mut scene)),
-            _ => chats::document(&mut scene),
+            4 => chats::document(&mut scene),
+            _ => polish(&echoes::document(&mut scene)),
         };
         self.bytes_left = self.bytes_left.saturating_sub(text.len());
         Some(text)
