@@ -290,8 +290,22 @@ impl Drop for Server {
     }
 }
 
+/// Without an engine nothing can be answered: however its thread ends, whoever waits is told and the server stops.
+struct EngineThread<'a>(&'a Shared);
+
+impl Drop for EngineThread<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set(Phase::Failed(Some(Error::new(crate::Kind::Io, &*self.0.model, "its thread panicked"))));
+        }
+        self.0.stop();
+        self.0.queue.cancel();
+    }
+}
+
 /// Loads, warms up, then does what the queue holds.
 fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
+    let _told = EngineThread(shared);
     let loaded = load().and_then(|mut loaded| {
         loaded.warm_up()?;
         Ok(loaded)
@@ -302,10 +316,7 @@ fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
             shared.set(Phase::Ready);
             worker::work(&mut loaded.session, &shared.queue);
         }
-        Err(error) => {
-            shared.set(Phase::Failed(Some(error)));
-            shared.stop();
-        }
+        Err(error) => shared.set(Phase::Failed(Some(error))),
     }
 }
 

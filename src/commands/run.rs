@@ -10,7 +10,9 @@ use edgeft_runtime::chat::Message;
 use edgeft_runtime::engine::KvType;
 use edgeft_runtime::model::{Model, Task};
 use edgeft_runtime::sample::Sampling;
-use edgeft_runtime::session::{Answer, GenerateOptions, Generation, LabelScore, Piece, Session, SessionOptions, chat_ids};
+use edgeft_runtime::session::{
+    Answer, GenerateOptions, Generation, LabelScore, Piece, Session, SessionOptions, chat_ids,
+};
 use serde_json::json;
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
@@ -19,10 +21,12 @@ use std::time::Instant;
 
 /// Flags of `run`.
 #[derive(clap::Args)]
-#[command(after_help = "Special tokens that -p spells out (<|im_end|>) are taken as such; under --chat they are refused, since they would \
+#[command(
+    after_help = "Special tokens that -p spells out (<|im_end|>) are taken as such; under --chat they are refused, since they would \
     forge a turn.\n\n\
     Example:\n  edgeft run model.gguf -p \"Once upon a time\" -n 64\n  edgeft run model.gguf --chat -p \"Hello\"\n  \
-    edgeft run reader.gguf --question \"Who?\" --context \"Ann wrote it.\"\nNext:\n  edgeft serve model.gguf")]
+    edgeft run reader.gguf --question \"Who?\" --context \"Ann wrote it.\"\nNext:\n  edgeft serve model.gguf"
+)]
 pub struct RunArgs {
     /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
@@ -138,12 +142,23 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
             crate::bad_input!("{}: it finds answers in a text; give --question and --context instead of -p", args.model)
         }
         Task::Embed => {
-            crate::bad_input!("{}: it has no head, so it gives vectors and no text; tune it first (`edgeft tune --task classify`)", args.model)
+            crate::bad_input!(
+                "{}: it has no head, so it gives vectors and no text; tune it first (`edgeft tune --task classify`)",
+                args.model
+            )
         }
         Task::Generate | Task::Answer => {
-            let ids = if args.chat { chat(&model, &session, &prompt)? } else { session.tokenizer()?.encode(&prompt, true)? };
-            let options =
-                GenerateOptions { max_tokens: args.max_tokens, sampling, own_text: args.chat, ..GenerateOptions::default() };
+            let ids = if args.chat {
+                chat(&model, &session, &prompt)?
+            } else {
+                session.tokenizer()?.encode(&prompt, true)?
+            };
+            let options = GenerateOptions {
+                max_tokens: args.max_tokens,
+                sampling,
+                own_text: args.chat,
+                ..GenerateOptions::default()
+            };
             let generation = stream(&mut session, &ids, &options, global.json)?;
             eprintln!("{}", timings(&generation, load_ms));
             if global.json {
@@ -173,7 +188,9 @@ fn prompt_text(given: &str) -> anyhow::Result<String> {
     let mut text = given.to_owned();
     if given == "-" {
         text.clear();
-        io::stdin().read_to_string(&mut text).map_err(|e| BadInput(format!("-p -: stdin cannot be read as text: {e}")))?;
+        io::stdin()
+            .read_to_string(&mut text)
+            .map_err(|e| BadInput(format!("-p -: stdin cannot be read as text: {e}")))?;
         if text.ends_with('\n') {
             text.pop();
             if text.ends_with('\r') {
@@ -191,10 +208,15 @@ fn prompt_text(given: &str) -> anyhow::Result<String> {
 fn chat(model: &Model, session: &Session, prompt: &str) -> anyhow::Result<Vec<u32>> {
     let tokenizer = session.tokenizer()?;
     let Some(template) = model.chat()? else {
-        crate::bad_input!("{}: no chat template in the model; leave out --chat, or tune it on chats first", model.name());
+        crate::bad_input!(
+            "{}: no chat template in the model; leave out --chat, or tune it on chats first",
+            model.name()
+        );
     };
     if let Some(token) = tokenizer.control_token_in(prompt) {
-        crate::bad_input!("-p spells the control token {token}, which only the chat template may; leave it out, or leave out --chat");
+        crate::bad_input!(
+            "-p spells the control token {token}, which only the chat template may; leave it out, or leave out --chat"
+        );
     }
     Ok(chat_ids(Some(template), tokenizer, &[Message::new("user", prompt)], None)?)
 }
@@ -265,7 +287,8 @@ fn answer_json(answer: &Answer) -> serde_json::Value {
 
 fn print_answer(answer: &Answer) {
     println!("{}", answer.answer);
-    let place = answer.start.zip(answer.end).map_or(String::new(), |(s, e)| format!(", characters {s} to {e} of the context"));
+    let place =
+        answer.start.zip(answer.end).map_or(String::new(), |(s, e)| format!(", characters {s} to {e} of the context"));
     let none = answer.no_answer_score.map_or(String::new(), |s| format!("; that the context does not say: {s:.4}"));
     eprintln!("score {:.4}{place}{none}", answer.score);
 }

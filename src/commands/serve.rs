@@ -16,11 +16,13 @@ use std::sync::mpsc;
 
 /// Flags of `serve`.
 #[derive(clap::Args)]
-#[command(after_help = "Endpoints: /v1/chat/completions, /v1/completions, /v1/classify, /v1/answer, /v1/models, /tokenize, /healthz, /readyz.\n\
+#[command(
+    after_help = "Endpoints: /v1/chat/completions, /v1/completions, /v1/classify, /v1/answer, /v1/models, /tokenize, /healthz, /readyz.\n\
     Requests are answered one after another; 32 may wait, one more gets 429. Without `temperature`, the likeliest token is taken.\n\
     Ctrl-C or SIGTERM lets what runs end, for at most 20 s; a second one does not wait.\n\n\
     Example:\n  edgeft serve model.gguf --port 8080\nNext:\n  \
-    curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'")]
+    curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
+)]
 pub struct ServeArgs {
     /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
@@ -139,7 +141,8 @@ fn example(model: &Model, url: &str, key_file: Option<&Path>) -> String {
         }
         (Task::Generate, false) => ("v1/completions", json!({"prompt": "Once upon a time", "max_tokens": 32})),
     };
-    let key = key_file.map_or(String::new(), |path| format!(" -H \"Authorization: Bearer $(head -1 {})\"", path.display()));
+    let key =
+        key_file.map_or(String::new(), |path| format!(" -H \"Authorization: Bearer $(head -1 {})\"", path.display()));
     format!("curl {url}/{path}{key} -d '{body}'")
 }
 
@@ -165,7 +168,10 @@ mod tests {
     #[test]
     fn a_model_is_called_by_its_file_or_folder() {
         let folder = tempfile::Builder::new().prefix("model-v1.5-").tempdir().unwrap();
-        assert_eq!(name_of(&format!("{}/", folder.path().display())), folder.path().file_name().unwrap().to_str().unwrap());
+        assert_eq!(
+            name_of(&format!("{}/", folder.path().display())),
+            folder.path().file_name().unwrap().to_str().unwrap()
+        );
         let file = folder.path().join("tiny.q8_0.gguf");
         std::fs::write(&file, "").unwrap();
         assert_eq!(name_of(file.to_str().unwrap()), "tiny.q8_0");

@@ -110,7 +110,8 @@ pub(super) struct Guarded {
 impl Guarded {
     fn new(stream: TcpStream, limits: Limits, permit: OwnedSemaphorePermit) -> Self {
         let now = Instant::now();
-        let (reading, writing) = (Box::pin(sleep_until(now + limits.head)), Box::pin(sleep_until(now + limits.write_stall)));
+        let (reading, writing) =
+            (Box::pin(sleep_until(now + limits.head)), Box::pin(sleep_until(now + limits.write_stall)));
         Self { stream, activity: Activity::new(), limits, reading, writing, stalled: false, _permit: permit }
     }
 

@@ -190,9 +190,11 @@ fn read_message(value: Value, name: &str) -> ApiResult<Message> {
     let content = match fields.take("content") {
         None => return Err(fields.missing("content")),
         Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => {
-            parts.into_iter().enumerate().map(|(i, part)| read_part(part, &format!("{at}[{i}]"))).collect::<ApiResult<_>>()?
-        }
+        Some(Value::Array(parts)) => parts
+            .into_iter()
+            .enumerate()
+            .map(|(i, part)| read_part(part, &format!("{at}[{i}]")))
+            .collect::<ApiResult<_>>()?,
         Some(other) => return Err(wrong(&at, "a string, or an array of text parts", &other)),
     };
     let mut message = Message::new(role, content);
@@ -228,7 +230,8 @@ fn read_prompt(value: Value) -> ApiResult<Prompt> {
                 Err(ApiError::field("prompt", format!("{} prompts; send one a request", all.len())))
             }
             all => {
-                let read = |(i, v): (usize, &Value)| id(v).ok_or_else(|| wrong(&format!("prompt[{i}]"), "a token id", v));
+                let read =
+                    |(i, v): (usize, &Value)| id(v).ok_or_else(|| wrong(&format!("prompt[{i}]"), "a token id", v));
                 Ok(Prompt::Ids(all.iter().enumerate().map(read).collect::<ApiResult<_>>()?))
             }
         },
@@ -246,10 +249,16 @@ fn read_stop(value: Value) -> ApiResult<Vec<String>> {
         other => return Err(wrong("stop", "a string, or an array of strings", &other)),
     };
     if stops.len() > MAX_STOPS {
-        return Err(ApiError::field("stop", format!("{} stop strings; at most {MAX_STOPS} are supported", stops.len())));
+        return Err(ApiError::field(
+            "stop",
+            format!("{} stop strings; at most {MAX_STOPS} are supported", stops.len()),
+        ));
     }
     if let Some(odd) = stops.iter().find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
-        return Err(ApiError::field("stop", format!("a stop string of {} bytes; give 1 to {MAX_STOP_BYTES}", odd.len())));
+        return Err(ApiError::field(
+            "stop",
+            format!("a stop string of {} bytes; give 1 to {MAX_STOP_BYTES}", odd.len()),
+        ));
     }
     Ok(stops)
 }
@@ -311,11 +320,19 @@ mod tests {
         let one = |m: Value| chat(json!({"messages": [m]}));
         refused(one(json!({"role": "user"})), "messages[0].content", "missing");
         refused(one(json!({"role": 1, "content": "a"})), "messages[0].role", "a string");
-        refused(one(json!({"role": "user", "content": "a", "tool_calls": []})), "messages[0].tool_calls", "not supported");
+        refused(
+            one(json!({"role": "user", "content": "a", "tool_calls": []})),
+            "messages[0].tool_calls",
+            "not supported",
+        );
         let image = json!([{"type": "image_url", "image_url": {}}]);
         refused(one(json!({"role": "user", "content": image})), "messages[0].content[0].type", "image_url");
         refused(chat(json!({"messages": []})), "messages", "empty");
-        refused(chat(json!({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})), "top_logprobs", "logprobs");
+        refused(
+            chat(json!({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})),
+            "top_logprobs",
+            "logprobs",
+        );
     }
 
     #[test]

@@ -178,7 +178,11 @@ impl Chunks {
 impl ApiError {
     /// The server stops, or the engine is gone, before an answer was whole.
     pub fn broken_off() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "broken_off", "the server stopped before the answer was whole; ask again")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "broken_off",
+            "the server stopped before the answer was whole; ask again",
+        )
     }
 }
 

@@ -135,7 +135,9 @@ async fn aside<T: Send + 'static>(
         })?;
         work(serving, tokenizer)
     });
-    outcome.await.unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "tokenizing failed")))
+    outcome
+        .await
+        .unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "tokenizing failed")))
 }
 
 /// Puts work into the queue, or refuses at once.
@@ -199,7 +201,9 @@ async fn complete(app: App, busy: Arc<Busy>, asked: Completion) -> Answered {
     let prompt = match asked.prompt {
         Prompt::Ids(ids) => ids,
         Prompt::Text(text) => aside(&app, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
-        Prompt::Messages(messages) => aside(&app, move |serving, tokenizer| render(serving, tokenizer, &messages)).await?,
+        Prompt::Messages(messages) => {
+            aside(&app, move |serving, tokenizer| render(serving, tokenizer, &messages)).await?
+        }
     };
     if prompt.is_empty() {
         return Err(ApiError::field(param, "it has no tokens"));
@@ -247,9 +251,14 @@ fn render(serving: &Serving, tokenizer: &Tokenizer, messages: &[Message]) -> Api
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
     }
     for (i, message) in messages.iter().enumerate() {
-        if let Some(token) = [&message.role, &message.content].into_iter().find_map(|text| tokenizer.control_token_in(text)) {
+        if let Some(token) =
+            [&message.role, &message.content].into_iter().find_map(|text| tokenizer.control_token_in(text))
+        {
             let param = format!("messages[{i}]");
-            return Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")));
+            return Err(ApiError::field(
+                &param,
+                format!("it spells the control token {token}, which only the template may"),
+            ));
         }
     }
     Ok(chat_ids(serving.chat.as_ref(), tokenizer, messages, None)?)

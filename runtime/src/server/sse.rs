@@ -51,7 +51,9 @@ impl SseStream {
                 Err(e) => data(&mut out, &e.body()),
             },
             Some(Event::Failed(e)) => data(&mut out, &ApiError::from(e).body()),
-            Some(Event::Classified(_) | Event::Answered(_) | Event::BrokenOff) | None => data(&mut out, &ApiError::broken_off().body()),
+            Some(Event::Classified(_) | Event::Answered(_) | Event::BrokenOff) | None => {
+                data(&mut out, &ApiError::broken_off().body())
+            }
         }
         out.push_str("data: [DONE]\n\n");
         self.done = true;

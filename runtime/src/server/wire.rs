@@ -225,7 +225,10 @@ mod tests {
     fn a_body_nested_too_deeply_is_an_error_and_no_crash() {
         let deep = "[".repeat(100_000);
         assert_eq!(Fields::parse(deep.as_bytes()).err().and_then(|e| e.code), Some("invalid_json"));
-        assert_eq!(Fields::parse(b"[1]").err().map(|e| e.message).unwrap(), "the body is an array; it must be a JSON object");
+        assert_eq!(
+            Fields::parse(b"[1]").err().map(|e| e.message).unwrap(),
+            "the body is an array; it must be a JSON object"
+        );
     }
 
     #[test]

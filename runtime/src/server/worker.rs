@@ -26,7 +26,11 @@ pub(super) enum Work {
 /// What a job gives.
 pub(super) enum Event {
     /// A token, its text as far as it is whole.
-    Piece { token: Option<u32>, text: String, logprobs: Option<TokenLogprobs> },
+    Piece {
+        token: Option<u32>,
+        text: String,
+        logprobs: Option<TokenLogprobs>,
+    },
     Generated(Generation),
     Classified(Vec<Vec<LabelScore>>),
     Answered(Answer),
