@@ -160,7 +160,7 @@ const RULES: [Rule; 16] = [
 ];
 
 /// Modules of the runtime, those below first.
-const RANKS: [&[&str]; 6] = [&["format"], &["kernels"], &["engine", "model", "kv_cache"], &["session"], &["batch"], &["server"]];
+const RANKS: [&[&str]; 6] = [&["format"], &["kernels"], &["engine", "model"], &["session"], &["batch"], &["server"]];
 
 /// Where `unsafe` may stand, each block with its reason (clippy sees to that).
 const UNSAFE: [&str; 6] = [

@@ -47,7 +47,7 @@ impl Case {
         peft::attach(&mut self.network, &config, 1).expect("attaches");
         self.network.trained(&mut |name, tensor| {
             if name.ends_with("lora_B.weight") {
-                *tensor = random(&name, tensor.dims(), 0.2);
+                *tensor = random(&name, tensor.dims(), 0.05);
             }
         });
         self

@@ -71,10 +71,12 @@ fn word_piece() -> Tokenizer {
         }
     }
     assert!(words.len() <= super::tiny::VOCAB, "{}", words.len());
-    let vocab = (0u32..).zip(words).map(|(id, word)| (word, id)).collect();
-    let model = WordPiece::builder().vocab(vocab).unk_token("[UNK]".into()).build().expect("a WordPiece");
+    let folder = super::Folder::new();
+    folder.write("vocab.txt", words.join("\n"));
+    let file = folder.at("vocab.txt").to_string_lossy().into_owned();
+    let model = WordPiece::from_file(&file).unk_token("[UNK]".into()).build().expect("a WordPiece");
     let mut made = Tokenizer::new(model);
-    made.with_normalizer(Some(BertNormalizer::new(true, true, None, true)));
+    made.with_normalizer(Some(BertNormalizer::new(true, true, None, true))).expect("a normalizer");
     made.with_pre_tokenizer(Some(BertPreTokenizer));
     made.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
     let special: Vec<AddedToken> = special.iter().map(|t| AddedToken::from(*t, true)).collect();

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 
 /// Dropout draws the same mask at every call: the pass is the same.
 const PASS: Pass = Pass { train: true, seed: 5, step: 2 };
-const STEP: f64 = 0.03;
+/// Long enough to stand above the rounding of the loss, short enough for these steep networks.
+const STEP: f64 = 0.01;
 
 impl Case {
     fn gradient(&self, recompute: bool) -> BTreeMap<String, Tensor> {
@@ -48,6 +49,11 @@ impl Case {
             let g = &gradients[&name];
             let flat = values(g);
             let norm = flat.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            if name == "qa_outputs.bias" {
+                // A softmax over positions does not feel a shift of them all.
+                assert!(norm < 1e-4 && self.slope(&name, &g.ones_like().unwrap()).abs() < 1e-2, "{name}: {norm}");
+                continue;
+            }
             assert!(norm > 1e-4, "{name} has no slope: {norm:e}");
             let unit = |t: &Tensor| {
                 let length = f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
