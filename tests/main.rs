@@ -3,4 +3,6 @@
 mod common;
 mod layers;
 mod learning;
+mod parity;
+mod pipeline;
 mod server;
