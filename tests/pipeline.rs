@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// Two blocks wide enough for super-blocks of 256, so that q4_k_m is what its name says.
 fn decoder() -> Tiny {
-    Tiny::llama().with("hidden_size", json!(256)).with("intermediate_size", json!(256)).with("num_attention_heads", json!(8))
+    Tiny::llama().with("hidden_size", json!(256)).with("intermediate_size", json!(256)).with("num_attention_heads", json!(8)).calm()
 }
 
 fn json_of(folder: &Folder, line: &str) -> Value {
@@ -46,9 +46,9 @@ fn chats_teach_a_decoder_that_answers_from_a_file() {
     folder.write("train.jsonl", data::chats(120));
     folder.write("test.jsonl", data::chats(10));
 
-    let tuned = json_of(&folder, "tune --model base --data train.jsonl --out run --epochs 6 --batch 8 --lr 3e-3 --val test.jsonl");
+    let tuned = json_of(&folder, "tune --model base --data train.jsonl --out run --epochs 16 --batch 8 --lr 3e-3 --schedule cosine --val test.jsonl");
     has_fields(&tuned, "out steps loss val trainable_params tokens_per_s peak_mib seconds stopped_by");
-    assert_eq!(tuned["steps"], 90);
+    assert_eq!(tuned["steps"], 240);
     for name in ["tune.toml", "metrics.jsonl", "adapter_config.json", "adapter_model.safetensors", "report.html", "tokenizer.json"] {
         assert!(folder.at("run").join(name).is_file(), "no run/{name}");
     }
@@ -57,7 +57,7 @@ fn chats_teach_a_decoder_that_answers_from_a_file() {
     let (before, after) = (json_of(&folder, "eval base --data test.jsonl"), json_of(&folder, "eval run --data test.jsonl"));
     has_fields(&after, "task examples loss perplexity ci95.perplexity.low ci95.perplexity.high");
     let perplexity = |v: &Value| v["perplexity"].as_f64().expect("a number");
-    assert!(perplexity(&after) < 1.5 && perplexity(&before) > 20.0, "{before} {after}");
+    assert!(perplexity(&after) < 1.2 && perplexity(&before) > 20.0, "{before} {after}");
     // The adapter is a thing of its own: over its base it is the run.
     let beside = json_of(&folder, "eval base --adapter run --data test.jsonl");
     assert_eq!(beside["loss"], after["loss"]);
@@ -68,11 +68,11 @@ fn chats_teach_a_decoder_that_answers_from_a_file() {
     folder.edgeft("verify base --against run --data test.jsonl --max-abs 1e-3").code(3);
     quantized_files_pass(&folder, "test.jsonl");
 
-    for (model, n_models) in [("q8_0.gguf", 1), ("f32.gguf", 1), ("merged", 1), ("run", 1)] {
+    for model in ["q8_0.gguf", "f32.gguf", "merged", "run", "q4_k_m.gguf"] {
         let ran = folder.edgeft(&format!("run {model} --chat -p 'what colour is the river' -n 8 --json")).ok();
         let json = ran.json();
         has_fields(&json, "text token_ids finish_reason timings.load_ms timings.prompt_tokens timings.ttft_ms timings.decode_tokens_per_s");
-        assert_eq!((json["text"].as_str().map(str::trim), n_models), (Some("green"), 1), "{model}: {json}");
+        assert_eq!(json["text"], "green", "{model}: {json}");
         assert_eq!(json["finish_reason"], "stop", "{model}: {json}");
     }
     let bench = json_of(&folder, "bench q8_0.gguf --prompt 16 --generate 8 --runs 2");
@@ -86,11 +86,11 @@ fn chats_teach_a_decoder_that_answers_from_a_file() {
 #[test]
 fn sentences_teach_a_bert_that_labels_from_a_file() {
     let folder = Folder::new();
-    Tiny::bert().write(&folder, "base");
+    Tiny::bert().calm().write(&folder, "base");
     folder.write("train.jsonl", data::reviews(160));
     folder.write("test.jsonl", data::reviews(24));
 
-    let line = "tune --model base --data train.jsonl --out run --task classify --epochs 6 --lr 2e-3 --batch 8";
+    let line = "tune --model base --data train.jsonl --out run --task classify --epochs 10 --lr 2e-3 --batch 8";
     let tuned = json_of(&folder, line);
     assert!(tuned["val"].as_f64().is_some(), "a tenth is held out: {tuned}");
     let json = json_of(&folder, "eval run --data test.jsonl --predictions p.jsonl");
@@ -109,7 +109,7 @@ fn sentences_teach_a_bert_that_labels_from_a_file() {
     assert_eq!(json_of(&folder, "verify q8_0.gguf --against run")["pass"], true);
     let file = json_of(&folder, "eval q8_0.gguf --data test.jsonl");
     assert!(file["accuracy"].as_f64() >= Some(0.95), "{file}");
-    for (text, want) in [("the lamp was very awful in the river", "negative"), ("the bread was very lovely", "positive")] {
+    for (text, want) in [("the lamp was very awful in the river", "negative"), ("the bread was very lovely in the garden", "positive")] {
         for model in ["q8_0.gguf", "q4_k_m.gguf", "run"] {
             let json = json_of(&folder, &format!("run {model} -p '{text}'"));
             let labels = json["labels"].as_array().expect("labels");

@@ -30,7 +30,7 @@ pub fn reviews(n: usize) -> String {
     lines(n, |i| {
         let good = i % 2 == 0;
         let word = if good { ["good", "great", "lovely", "fine"] } else { ["bad", "awful", "poor", "broken"] }[i / 2 % 4];
-        let text = format!("the {} was very {word} in the {}", WORDS[i * 7 % THINGS], WORDS[i * 3 % THINGS]);
+        let text = format!("the {} was very {word} in the {}", WORDS[i / 2 * 7 % THINGS], WORDS[i / 2 * 3 % THINGS]);
         json!({"text": text, "label": if good { "positive" } else { "negative" }})
     })
 }

@@ -11,6 +11,7 @@ pub struct Tiny {
     /// `config.json`.
     pub config: Value,
     seed: u64,
+    liveliness: f32,
     text: bool,
 }
 
@@ -65,7 +66,7 @@ impl Tiny {
     }
 
     fn of(config: Value) -> Self {
-        Self { config, seed: 0, text: true }
+        Self { config, seed: 0, liveliness: 2.0, text: true }
     }
 
     /// With one key of the config changed.
@@ -77,6 +78,11 @@ impl Tiny {
     /// With other weights.
     pub fn seed(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// With smaller weights, whose logits move less when they are rounded: nearer to a model that was trained.
+    pub fn calm(self) -> Self {
+        Self { liveliness: 0.6, ..self }
     }
 
     /// Without tokenizer and chat template.
@@ -107,7 +113,7 @@ impl Tiny {
 
     /// Every weight, by name.
     pub fn tensors(&self) -> Tensors {
-        let mut out = Weights { seed: self.seed, tensors: Tensors::new() };
+        let mut out = Weights { seed: self.seed, liveliness: self.liveliness, tensors: Tensors::new() };
         if self.config["model_type"] == "bert" { self.encoder(&mut out) } else { self.decoder(&mut out) }
         out.tensors
     }
@@ -173,15 +179,17 @@ impl Tiny {
 
 struct Weights {
     seed: u64,
+    liveliness: f32,
     tensors: Tensors,
 }
 
 impl Weights {
-    /// Matrices of deviation 2/√in, embeddings of 0.8: livelier than a fresh model's, so that a wrong rotation or norm shows.
+    /// Matrices of deviation 2/√in (unless calm), embeddings of 0.8: livelier than a fresh model's, so that a wrong
+    /// rotation or norm shows.
     fn put(&mut self, name: &str, shape: &[usize]) {
         let deviation = match shape {
             [_, _] if name.contains("embed") => 0.8,
-            [_, cols] => 2.0 / (*cols as f32).sqrt(),
+            [_, cols] => self.liveliness / (*cols as f32).sqrt(),
             _ => 0.1,
         };
         let middle = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") { 1.0 } else { 0.0 };
