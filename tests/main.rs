@@ -1,3 +1,8 @@
-//! Through the front door, offline: one test binary.
+//! Through the front door: the binary as typed, and the library as documented. Offline; one binary, so that it links once.
 
+mod common;
+mod layers;
+mod learning;
+mod parity;
+mod pipeline;
 mod server;

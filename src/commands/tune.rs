@@ -100,8 +100,8 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     if matches!(Place::of(&args.model)?, Place::Config(_)) && !full {
         crate::bad_input!("{}: a config.json alone has no weights to adapt; use --method full to train from random weights", args.model);
     }
-    if opened.run.is_some() {
-        crate::bad_input!("{}: a RUN cannot be the base of another; merge it first: edgeft merge {} --out merged/", args.model, args.model);
+    if opened.adapter.is_some() {
+        crate::bad_input!("{}: a RUN with an adapter cannot be the base of another; merge it first: edgeft merge {} --out merged/", args.model, args.model);
     }
     // Rows and labels.
     let read = read_data(args, &opened, &settings, saved.as_ref())?;

@@ -149,8 +149,8 @@ impl Opened {
                     return Ok(opened);
                 }
                 let mut opened = Self::open(&run.run.model, seed)?;
-                if opened.run.is_some() {
-                    crate::bad_input!("{model}: its base {} is a RUN too; merge that one first", run.run.model);
+                if opened.adapter.is_some() {
+                    crate::bad_input!("{model}: its base {} is a RUN with an adapter; merge that one first", run.run.model);
                 }
                 if !dir.join("adapter_model.safetensors").is_file() {
                     crate::bad_input!("{model}: no adapter_model.safetensors: the run is not finished; go on with `edgeft tune --out {model} --resume`");

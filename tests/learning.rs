@@ -1,0 +1,82 @@
+//! Recorded losses are reproduced, every gradient is right, and neither the cut into micro-batches nor an interruption
+//! changes what is learned.
+
+mod gradients;
+mod oracle;
+mod resume;
+mod split;
+mod traces;
+
+use crate::common::{Folder, tensors, tiny::Tiny};
+use candle_core::{Device, Tensor};
+use edgeft::data::batch::Row;
+use edgeft::data::tokens::read_rows;
+use edgeft::model::network::{Network, Task};
+use edgeft::model::open::Opened;
+use edgeft::model::peft::{self, AdapterConfig};
+use edgeft::rng;
+
+/// A tiny network with its rows.
+struct Case {
+    network: Network,
+    rows: Vec<Row>,
+}
+
+impl Case {
+    /// `tiny` with the head of `task`, and pre-tokenized rows.
+    fn new(tiny: &Tiny, task: Task, rows: &tensors::Tensors) -> Self {
+        let folder = Folder::new();
+        tiny.write(&folder, "base");
+        folder.write("rows.safetensors", tensors::bytes(rows));
+        let opened = Opened::open(folder.at("base").to_str().expect("UTF-8"), 0).expect("opens");
+        let network = Network::load(&opened.config, &opened.weights, task, 3, &Device::Cpu).expect("loads");
+        Self { network, rows: read_rows(&folder.at("rows.safetensors")).expect("rows") }
+    }
+
+    /// With a low-rank pair on every projection named, and B no longer zero: else A would have no slope.
+    fn with_lora(mut self, targets: &[&str], dropout: f32, rslora: bool) -> Self {
+        let config = AdapterConfig {
+            r: 4,
+            alpha: 8.0,
+            dropout,
+            rslora,
+            target_modules: targets.iter().map(|t| (*t).to_owned()).collect(),
+            modules_to_save: Vec::new(),
+            base: None,
+        };
+        peft::attach(&mut self.network, &config, 1).expect("attaches");
+        self.network.trained(&mut |name, tensor| {
+            if name.ends_with("lora_B.weight") {
+                *tensor = random(&name, tensor.dims(), 0.05);
+            }
+        });
+        self
+    }
+
+    /// With every weight trained.
+    fn with_all(mut self) -> Self {
+        self.network.train_all().expect("trains all");
+        self
+    }
+
+    fn rows(&self) -> Vec<&Row> {
+        self.rows.iter().collect()
+    }
+}
+
+const DECODER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+fn random(name: &str, shape: &[usize], deviation: f32) -> Tensor {
+    let n: usize = shape.iter().product();
+    let stream = rng::stream(name, 9);
+    let values: Vec<f32> = (0..n as u64).map(|i| deviation * rng::normal(4, stream, i)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("f32")
+}
+
+fn labels(names: &[&str]) -> Task {
+    Task::Classify(names.iter().map(|n| (*n).to_owned()).collect())
+}
