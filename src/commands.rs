@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 /// Runs the verb and turns its outcome into an exit code (see the contract: 0, 1, 2, 3, 130).
 pub fn main(cli: Cli) -> ExitCode {
+    leave_when_nobody_reads();
     let global = &cli.global;
     // One pool for all: candle's GEMM and our loops share it.
     if let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global() {
@@ -50,6 +51,18 @@ pub fn main(cli: Cli) -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// `edgeft inspect ... | head` has seen enough: `println!` panics when its reader is gone, which is no fault to tell of.
+fn leave_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(info);
+    }));
 }
 
 /// The chain of causes, a line each, without saying the same thing twice.

@@ -7,9 +7,9 @@ use crate::export;
 use crate::model::open::{Opened, Place};
 use edgeft_runtime::format::gguf::Gguf;
 use edgeft_runtime::format::map::Mapped;
-use edgeft_runtime::tokenizer::Tokenizer;
+use edgeft_runtime::tokenizer::{Specials, Tokenizer};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Flags of `tokenize`.
@@ -49,8 +49,13 @@ pub fn run(args: &TokenizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tokenizer of a MODEL.
+/// The tokenizer of a MODEL, or of a folder that holds a tokenizer.json alone.
 fn open(model: &str) -> anyhow::Result<Tokenizer> {
+    let alone = Path::new(model).join("tokenizer.json");
+    if alone.is_file() && !Path::new(model).join("config.json").is_file() {
+        let json = std::fs::read(&alone).map_err(|e| BadInput(format!("cannot read {}: {e}", alone.display())))?;
+        return Ok(Tokenizer::from_hf_json(&json, Specials::default()).map_err(|e| e.at(&alone.display().to_string()))?);
+    }
     match Place::of(model)? {
         Place::Gguf(path) => {
             let bytes = Mapped::open(&path).map_err(|e| BadInput(format!("cannot read {model}: {e}")))?;

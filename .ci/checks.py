@@ -1,0 +1,130 @@
+"""Checks that .ci/run and .ci/full make through the binary: each prints a line, and the first that does not hold ends it."""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+FAMILIES = ("llama", "mistral", "qwen2", "bert_")
+
+
+def run(*args, code=0):
+    """Runs a command; returns the JSON object on the last line of its output."""
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True)
+    if done.returncode != code:
+        sys.exit(f"{' '.join(map(str, args))}\nended with {done.returncode}, expected {code}\n{done.stdout}{done.stderr}")
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def check(holds, line):
+    print(("ok    " if holds else "FAIL  ") + line, flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+def demo(task, file):
+    d = json.loads(pathlib.Path(file).read_text().strip().splitlines()[-1])
+    base, tuned = d["base"]["value"], d["tuned"]["value"]
+    better = {"sentiment": base < 0.6 and tuned >= 0.9, "story": tuned < base / 4, "answer": base < 0.1 and tuned >= 0.5}[task]
+    check(better, f"{task}: {d['tuned']['metric']} {base:.3f} -> {tuned:.3f}")
+    for mix, verdict in d["verify"].items():
+        check(verdict["pass"], f"{task}: {mix} passes, mean KL {verdict['mean_kl']:.1e}")
+    check(d["seconds"] < 180, f"{task}: {d['seconds']:.0f} s")
+
+
+def goldens(edgeft, folder, work):
+    work = pathlib.Path(work)
+    for case in sorted(p for p in pathlib.Path(folder).iterdir() if p.name.startswith(FAMILIES)):
+        io = case / "io.safetensors"
+        v = run(edgeft, "verify", case, "--against", io, "--max-abs", "5e-4", "--json")
+        check(v["pass"], f"{case.name} on candle: largest difference {v['max_abs']:.1e}")
+        gguf = work / f"{case.name}.gguf"
+        run(edgeft, "quantize", case, "--type", "f32", "--out", gguf, "--json")
+        v = run(edgeft, "verify", gguf, "--against", io, "--max-abs", "5e-4", "--json")
+        check(v["pass"], f"{case.name} on cpu: largest difference {v['max_abs']:.1e}")
+        for method in ("lora", "rslora"):
+            lora = case / "lora" / method
+            if lora.is_dir():
+                trace(edgeft, case, lora, work / f"{case.name}-{method}")
+
+
+def trace(edgeft, case, lora, out):
+    """The losses that peft recorded, step by step."""
+    t = json.loads((lora / "trace.json").read_text())
+    (b1, b2), n = t["betas"], len(t["losses"])
+    run(edgeft, "tune", "--model", case, "--data", case / "io.safetensors", "--init-adapter", lora / "adapter_init", "--out", out,
+        "--no-val", "--steps", n, "--batch", 4096, "--lr", t["lr"], "--beta1", b1, "--beta2", b2, "--eps", t["eps"],
+        "--weight-decay", t["weight_decay"], "--schedule", "constant", "--warmup", 0, "--clip", 0, "--dropout", 0, "--json")
+    ours = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    off = max(abs(a - b) / abs(b) for a, b in zip(ours, t["losses"]))
+    check(len(ours) == n and off < 1e-3, f"{case.name} {lora.name}: {n} losses, {off:.1e} off at most")
+
+
+def tokenizers(edgeft, data):
+    data = pathlib.Path(data)
+    for inp in sorted((data / "llama.cpp-vocab").glob("*.inp")):
+        vocab = inp.with_suffix("")
+        # a .inp file ends each case with "\n__ggml_vocab_test__\n"; a .out file has a line of ids a case
+        cases = inp.read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+        ids = [[int(i) for i in line.split()] for line in (inp.with_suffix(".out")).read_text().splitlines()]
+        wrong = 0
+        for text, want in zip(cases, ids):
+            got = run(edgeft, "tokenize", vocab, "--text", text, "--no-special", "--json")["ids"]
+            wrong += got != want
+        check(wrong == 0, f"{vocab.name}: {len(ids)} texts")
+    tests = data / "tokenizers" / "reftests"
+    for file in sorted(tests.glob("*.json")):
+        t = json.loads(file.read_text())
+        got = run(edgeft, "tokenize", data / "tokenizers" / t["model_name"], "--file", tests / t["input_file"], "--json")["ids"]
+        check(got == t["token_ids"], f"{file.name}: {len(got)} ids")
+
+
+def stories(edgeft, data, work):
+    data, work = pathlib.Path(data), pathlib.Path(work)
+    base, out = data / "models/stories260K", work / "shakespeare"
+    run(edgeft, "tune", "--model", base, "--task", "text", "--data", data / "text/tinyshakespeare.txt", "--out", out, "--epochs", "0.3",
+        "--max-len", 256, "--json")
+    v = run(edgeft, "verify", out, "--against", base, "--max-kl", 100, "--json")["perplexity"]
+    check(v["subject"] < v["reference"] / 3, f"stories260K on TinyShakespeare: perplexity {v['reference']:.1f} -> {v['subject']:.1f}")
+    run(edgeft, "quantize", out, "--type", "q8_0", "--out", work / "shakespeare.gguf", "--json")
+    v = run(edgeft, "verify", work / "shakespeare.gguf", "--against", out, "--json")
+    check(v["pass"], f"its q8_0 file: mean KL {v['mean_kl']:.1e}")
+    foreign = data / "models/stories260K-by-llama.cpp.gguf"
+    text = run(edgeft, "run", foreign, "-p", "Once upon a time", "-n", 64, "--json")["text"]
+    check(text.startswith(", there was a little"), f"llama.cpp's file: Once upon a time{text[:60]!r}")
+    v = run(edgeft, "verify", foreign, "--against", base, "--max-kl", "1e-6", "--json")
+    check(v["mean_kl"] < 1e-6, f"llama.cpp's file against the folder: mean KL {v['mean_kl']:.1e}")
+
+
+def sst2(edgeft, data, work, least, most_seconds, length):
+    data, out = pathlib.Path(data), pathlib.Path(work) / "sst2"
+    t = run(edgeft, "tune", "--model", data / "models/all-MiniLM-L6-v2", "--task", "classify", "--data", data / "classify/sst2.train.jsonl",
+            "--val", data / "classify/sst2.dev.jsonl", "--out", out, "--batch", 32, *length, "--json")
+    e = run(edgeft, "eval", out, "--data", data / "classify/sst2.dev.jsonl", "--json")
+    check(e["accuracy"] >= least, f"MiniLM on SST-2: accuracy {e['accuracy']:.4f} of {e['examples']} after {t['steps']} steps")
+    check(t["seconds"] <= most_seconds, f"in {t['seconds']:.0f} s, {t['tokens_per_s']:.0f} tokens/s, {t['peak_mib']:.0f} MiB")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, names in {"demo": ["task", "file"], "goldens": ["edgeft", "folder", "work"], "tokenizers": ["edgeft", "data"],
+                        "stories": ["edgeft", "data", "work"], "sst2": ["edgeft", "data", "work"]}.items():
+        p = verbs.add_parser(verb)
+        for name in names:
+            p.add_argument(name)
+    p.add_argument("--least", type=float, required=True)
+    p.add_argument("--most-seconds", type=float, default=3600)
+    p.add_argument("--steps")
+    p.add_argument("--epochs")
+    a = vars(parser.parse_args())
+    verb = a.pop("verb")
+    if verb == "sst2":
+        steps, epochs = a.pop("steps"), a.pop("epochs")
+        a["length"] = ["--steps", steps] if steps else ["--epochs", epochs or "1"]
+    globals()[verb](**a)
+
+
+main()
