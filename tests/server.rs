@@ -72,7 +72,7 @@ fn random_weights(path: &Path, v: usize) {
         .map(|(name, shape): (String, Vec<usize>)| {
             let (stream, n) = (rng::stream(&name, 0), shape.iter().product::<usize>() as u64);
             let value = |i| if shape.len() == 1 { 1.0 } else { 0.3 * rng::normal(7, stream, i) };
-            let bytes = (0..n).flat_map(|i| (value(i) as f32).to_le_bytes()).collect();
+            let bytes = (0..n).flat_map(|i| value(i).to_le_bytes()).collect();
             (format!("{name}.weight"), shape, bytes)
         })
         .collect();

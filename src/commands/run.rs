@@ -117,7 +117,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
         ..Sampling::default()
     };
     // Wrong flags and a missing prompt are told before a large model is loaded.
-    sampling.check().map_err(|e| BadInput(format!("--{}: {e}", e.place().replace('_', "-"))))?;
+    sampling.check().map_err(|e| BadInput(format!("--{}", e.to_string().replacen('_', "-", 1))))?;
     let prompt = args.prompt.as_deref().map(prompt_text).transpose()?;
 
     let start = Instant::now();

@@ -73,7 +73,8 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     });
     let server = server.map_err(|e| {
         let way_out = if in_use(&e) { "; choose another --port, or 0 for a free one" } else { "" };
-        anyhow::Error::new(e).context(format!("cannot listen{way_out}"))
+        let line = format!("cannot listen on {e}{way_out}");
+        anyhow::Error::new(e).context(line)
     })?;
     let (stopper, stopping) = (server.stopper(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
