@@ -1,4 +1,4 @@
-//! Chosen once, at start: [`scalar`] is the meaning, the other levels are the same loops compiled for wider registers, so
+//! Chosen once, at start: [`scalar`] is the meaning; the other levels say the same in wider registers, lane by lane, so that
 //! every level gives the same bits.
 //!
 //! A kernel never allocates; it takes slices and sizes. Weights of a quantized type meet activations rounded to eight bits
@@ -45,7 +45,7 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA, F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, VL, DQ.
+    /// x86-64 with AVX-512 F, BW, VL, DQ, VNNI.
     Avx512,
 }
 
@@ -83,6 +83,11 @@ impl Kernels {
                 Err(Error::new(Kind::Input, "EDGEFT_ISA", format!("`{wanted}` is not to be had here; this CPU has: {}", names.join(", "))))
             }
         }
+    }
+
+    /// The kernels of a level, if this CPU has it.
+    pub fn of(level: Level) -> Option<Self> {
+        Self::available().contains(&level).then_some(Self { level })
     }
 
     /// Levels of this CPU, from narrow to wide.

@@ -138,8 +138,8 @@ fn run(a: &Arguments) -> Result<()> {
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     if let (Some(question), Some(context)) = (a.text("--question"), a.text("--context")) {
         let found = session.answer(question, context)?;
-        let json = json!({"answer": found.text, "start": found.start, "end": found.end, "score": found.score});
-        print(a, &json, &found.text);
+        let json = json!({"answer": found.answer, "start": found.start, "end": found.end, "score": found.score});
+        print(a, &json, &found.answer);
         return Ok(());
     }
     let Some(prompt) = a.text("-p") else {
@@ -169,7 +169,7 @@ fn generate(a: &Arguments, model: &Model, session: &mut Session, prompt: &str, l
     s.seed = a.number("--seed")?.unwrap_or(s.seed);
     let tokenizer = session.tokenizer()?.clone();
     let ids = if a.chat {
-        chat_ids(model.chat()?, &tokenizer, &[Message::user(prompt)], None)?
+        chat_ids(model.chat()?, &tokenizer, &[Message::new("user", prompt)], None)?
     } else {
         tokenizer.encode(prompt, true)?
     };

@@ -3,26 +3,37 @@
 use crate::format::GgmlType;
 use half::f16;
 
-/// 32 activations: `x[i] = d * qs[i]`. The scale is rounded to f16 first, as in a file.
-#[derive(Debug, Clone, Copy)]
-pub struct ActQ8 {
-    /// Scale.
-    pub d: f32,
-    /// Sum of the codes.
-    pub sum: i32,
-    /// Codes.
-    pub qs: [i8; 32],
+/// Codes whose products with weights are summed together as integers, before the scales come in: a lane of a kernel.
+pub const GROUP: usize = 4;
+
+/// Rows of activations in eight bits: `x[i] = d[i / block] * qs[i]`, `qs` in -127..=127. The parts lie apart, so that a
+/// register takes any number of blocks.
+#[derive(Debug, Default)]
+pub struct Codes {
+    /// (n, cols / block) scales.
+    pub d: Vec<f32>,
+    /// (n, cols) codes.
+    pub qs: Vec<i8>,
+    /// (n, cols / 4): -128 times the sum of each four codes. Unsigned weight codes `w + 128` then give `Σ w x` exactly.
+    pub minus128: Vec<i32>,
+    /// (n, cols / 32): sums of each 32 codes, for the mins of the K types; empty in blocks of 32.
+    pub sums: Vec<i16>,
 }
 
-/// 256 activations: `x[i] = d * qs[i]`, with the sums of each 32 for the mins of the K types.
-#[derive(Debug, Clone, Copy)]
-pub struct ActQ8K {
-    /// Scale.
-    pub d: f32,
-    /// Codes.
-    pub qs: [i8; 256],
-    /// Sums of 32 codes each.
-    pub sums: [i32; 8],
+impl Codes {
+    fn clear(&mut self) {
+        self.d.clear();
+        self.qs.clear();
+        self.minus128.clear();
+        self.sums.clear();
+    }
+
+    fn push(&mut self, d: f32, qs: &[i8]) {
+        self.d.push(d);
+        self.qs.extend_from_slice(qs);
+        let (groups, _) = qs.as_chunks::<GROUP>();
+        self.minus128.extend(groups.iter().map(|g| -128 * g.iter().map(|q| i32::from(*q)).sum::<i32>()));
+    }
 }
 
 /// How activations must be prepared for a weight type.
@@ -30,9 +41,9 @@ pub struct ActQ8K {
 pub enum Form {
     /// As they are.
     F32,
-    /// [`ActQ8`].
+    /// Codes in blocks of 32.
     Q8,
-    /// [`ActQ8K`].
+    /// Codes in blocks of 256.
     Q8K,
 }
 
@@ -56,10 +67,10 @@ pub struct Acts {
     pub cols: usize,
     /// (n, cols).
     pub x: Vec<f32>,
-    /// (n, cols / 32), when prepared.
-    pub q8: Vec<ActQ8>,
-    /// (n, cols / 256), when prepared.
-    pub q8k: Vec<ActQ8K>,
+    /// In blocks of 32, when prepared.
+    pub q8: Codes,
+    /// In blocks of 256, when prepared.
+    pub q8k: Codes,
 }
 
 impl Acts {
@@ -76,35 +87,60 @@ impl Acts {
     pub fn prepare(&mut self, form: Form) {
         match form {
             Form::F32 => {}
-            Form::Q8 if self.q8.is_empty() => {
-                let (blocks, _) = self.x.as_chunks::<32>();
-                self.q8.extend(blocks.iter().map(quantize_q8));
+            Form::Q8 if self.q8.d.is_empty() => {
+                for x in self.x.as_chunks::<32>().0 {
+                    let (d, qs) = quantize_q8(x);
+                    self.q8.push(d, &qs);
+                }
             }
-            Form::Q8K if self.q8k.is_empty() => {
-                let (blocks, _) = self.x.as_chunks::<256>();
-                self.q8k.extend(blocks.iter().map(quantize_q8k));
+            Form::Q8K if self.q8k.d.is_empty() => {
+                for x in self.x.as_chunks::<256>().0 {
+                    let (d, qs) = quantize_q8k(x);
+                    self.q8k.push(d, &qs);
+                    self.q8k.sums.extend(qs.as_chunks::<32>().0.iter().map(sum));
+                }
             }
             Form::Q8 | Form::Q8K => {}
         }
     }
 }
 
-/// d = max|x| / 127, q = round(x / d).
-pub fn quantize_q8(x: &[f32; 32]) -> ActQ8 {
-    let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let d = max / 127.0;
-    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-    let qs: [i8; 32] = std::array::from_fn(|i| (x[i] * inverse).round_ties_even() as i8);
-    ActQ8 { d: f16::from_f32(d).to_f32(), sum: qs.iter().map(|q| i32::from(*q)).sum(), qs }
+/// At most 32 * 127.
+fn sum(qs: &[i8; 32]) -> i16 {
+    qs.iter().map(|q| i16::from(*q)).sum()
 }
 
-/// The largest magnitude becomes -128 (ggml's `quantize_row_q8_K`), the scale stays f32.
-pub fn quantize_q8k(x: &[f32; 256]) -> ActQ8K {
-    let max = x.iter().fold(0.0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-    let inverse = if max == 0.0 { 0.0 } else { -127.0 / max };
-    let qs: [i8; 256] = std::array::from_fn(|i| (x[i] * inverse).round_ties_even().min(127.0) as i8);
-    let sums = std::array::from_fn(|g| qs[g * 32..][..32].iter().map(|q| i32::from(*q)).sum());
-    ActQ8K { d: if max == 0.0 { 0.0 } else { 1.0 / inverse }, qs, sums }
+/// d = max|x| / 127, q = round(x / d), halves to even. The scale is rounded to f16 afterwards, as in a file.
+pub fn quantize_q8(x: &[f32; 32]) -> (f32, [i8; 32]) {
+    let max = magnitude(x);
+    let d = max / 127.0;
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    (f16::from_f32(d).to_f32(), x.map(|v| nearest(v * inverse)))
+}
+
+/// The same with a scale that stays f32. ggml's `quantize_row_q8_K` lets the largest value become -127 or 127 by its sign;
+/// here it keeps its sign, and the scale is positive.
+pub fn quantize_q8k(x: &[f32; 256]) -> (f32, [i8; 256]) {
+    let max = magnitude(x);
+    let inverse = if max == 0.0 { 0.0 } else { 127.0 / max };
+    (if max == 0.0 { 0.0 } else { 1.0 / inverse }, x.map(|v| nearest(v * inverse)))
+}
+
+/// max|x|, in eight strands that the compiler may keep in one register.
+fn magnitude(x: &[f32]) -> f32 {
+    let mut most = [0.0f32; 8];
+    for x in x.as_chunks::<8>().0 {
+        for i in 0..8 {
+            most[i] = if x[i].abs() > most[i] { x[i].abs() } else { most[i] };
+        }
+    }
+    most.into_iter().fold(0.0, f32::max)
+}
+
+/// The nearest whole number, halves to even, of a value in -127..=127: added to 1.5 * 2^23, the value's whole part stands in
+/// the last byte of the sum.
+fn nearest(v: f32) -> i8 {
+    (v + 12_582_912.0).to_bits() as i8
 }
 
 #[cfg(test)]
@@ -114,23 +150,45 @@ mod tests {
     #[test]
     fn rounding_stays_within_half_a_step() {
         let x: [f32; 256] = std::array::from_fn(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013);
-        let k = quantize_q8k(&x);
+        let (d, qs) = quantize_q8k(&x);
         for (i, v) in x.iter().enumerate() {
-            assert!((k.d * f32::from(k.qs[i]) - v).abs() <= k.d.abs() * 0.5001, "{i}");
+            assert!((d * f32::from(qs[i]) - v).abs() <= d.abs() * 0.5001, "{i}");
         }
-        let q = quantize_q8(x[..32].try_into().unwrap());
+        let (d, qs) = quantize_q8(x[..32].try_into().unwrap());
         for i in 0..32 {
             // the scale itself is rounded to eleven bits
-            assert!((q.d * f32::from(q.qs[i]) - x[i]).abs() <= q.d * 0.5 + x[i].abs() / 2048.0 + 1e-7, "{i}");
+            assert!((d * f32::from(qs[i]) - x[i]).abs() <= d * 0.5 + x[i].abs() / 2048.0 + 1e-7, "{i}");
         }
-        assert_eq!(k.sums.iter().sum::<i32>(), k.qs.iter().map(|q| i32::from(*q)).sum::<i32>());
+    }
+
+    #[test]
+    fn the_nearest_code_is_that_of_the_standard_library() {
+        for i in -127_000..=127_000 {
+            let v = i as f32 / 1000.0;
+            assert_eq!(nearest(v), v.round_ties_even() as i8, "{v}");
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_the_codes() {
+        let x: Vec<f32> = (0..512).map(|i| ((i * 31 % 77) as f32 - 30.0) * 0.1).collect();
+        let mut acts = Acts::default();
+        acts.set(&x, 256);
+        acts.prepare(Form::Q8);
+        acts.prepare(Form::Q8K);
+        for codes in [&acts.q8, &acts.q8k] {
+            for (group, sum) in codes.qs.chunks(4).zip(&codes.minus128) {
+                assert_eq!(group.iter().map(|q| i32::from(*q)).sum::<i32>() * -128, *sum);
+            }
+        }
+        assert_eq!((acts.q8.d.len(), acts.q8k.d.len(), acts.q8k.sums.len()), (16, 2, 16));
+        let whole = |codes: &[i8]| codes.iter().map(|q| i32::from(*q)).sum::<i32>();
+        assert_eq!(acts.q8k.sums.iter().map(|s| i32::from(*s)).sum::<i32>(), whole(&acts.q8k.qs));
     }
 
     #[test]
     fn zeros_stay_zeros() {
-        let q = quantize_q8(&[0.0; 32]);
-        assert_eq!((q.d, q.qs, q.sum), (0.0, [0; 32], 0));
-        let k = quantize_q8k(&[0.0; 256]);
-        assert_eq!((k.d, k.sums), (0.0, [0; 8]));
+        assert_eq!(quantize_q8(&[0.0; 32]), (0.0, [0; 32]));
+        assert_eq!(quantize_q8k(&[0.0; 256]), (0.0, [0; 256]));
     }
 }
