@@ -78,6 +78,8 @@ pub struct Config {
     pub labels: Vec<String>,
 }
 
+/// Far more than any network has: what is made for each layer must not fill the memory before a weight is read.
+const MOST_LAYERS: usize = 10_000;
 const KNOWN: &str = "llama, mistral, qwen2, bert";
 
 impl Config {
@@ -126,6 +128,10 @@ impl Config {
         if family.is_decoder() && head_dim % 2 != 0 {
             return Err(format!("head_dim {head_dim} is odd; rotary embedding needs pairs"));
         }
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        if num_hidden_layers > MOST_LAYERS {
+            return Err(format!("`num_hidden_layers` is {num_hidden_layers}; at most {MOST_LAYERS} are read"));
+        }
         let (rope_theta, rope_scaling) = keys.rope()?;
         let bias = keys.flag("attention_bias").unwrap_or(false);
         Ok(Self {
@@ -133,7 +139,7 @@ impl Config {
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
