@@ -117,10 +117,9 @@ pub fn to_file(
     let merged = Merged::new(opened)?;
     let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan)?;
-    let report =
-        edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)?;
-    Ok(report)
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
+    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)
+        .with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
@@ -128,9 +127,10 @@ pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     let merged = Merged::new(opened)?;
     let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan)?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     let mut bytes = Vec::new();
-    edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())?;
+    edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
+        .with_context(|| cannot(opened))?;
     Ok(bytes)
 }
 

@@ -1,6 +1,7 @@
 //! `config.json` → [`Config`]. Nothing is guessed: an unknown `model_type`, or a key whose value would change the
 //! mathematics in a way that is not implemented, is refused by name.
 
+use crate::data::batch::Room;
 use crate::error::BadInput;
 use serde_json::Value;
 use std::path::Path;
@@ -163,6 +164,16 @@ impl Config {
             architecture: keys.0.get("architectures").and_then(|a| a[0].as_str()).map(str::to_owned),
             labels: keys.labels(),
         })
+    }
+
+    /// What a row may ask of the network.
+    pub fn room(&self) -> Room {
+        let encoder = !self.family.is_decoder();
+        Room {
+            vocab: self.vocab_size,
+            positions: if encoder { self.max_position_embeddings } else { usize::MAX },
+            types: if encoder { self.type_vocab_size } else { usize::MAX },
+        }
     }
 
     /// Query width: heads times head size.
