@@ -57,11 +57,18 @@ mod full_disk {
     fn a_failed_write_leaves_nothing_under_the_final_name_or_beside_it() {
         let folder = folder();
         let before = folder.names("");
-        for line in ["quantize run --type f32 --out m.gguf", "quantize run --type f32,f16 --out both", "merge run --out merged"] {
+        for line in
+            ["quantize run --type f32 --out m.gguf", "quantize run --type f32,f16 --out both", "merge run --out merged"]
+        {
             let ran = folder.shell(&format!("{FULL} {line}")).code(1);
             assert!(ran.stderr.starts_with("error: cannot "), "edgeft {line}\n{}", ran.stderr);
-            assert!(ran.stderr.contains("m.gguf") || ran.stderr.contains("both") || ran.stderr.contains("merged"), "{}", ran.stderr);
-            let left: Vec<String> = folder.names("").into_iter().filter(|n| !before.contains(n) && n != "both").collect();
+            assert!(
+                ran.stderr.contains("m.gguf") || ran.stderr.contains("both") || ran.stderr.contains("merged"),
+                "{}",
+                ran.stderr
+            );
+            let left: Vec<String> =
+                folder.names("").into_iter().filter(|n| !before.contains(n) && n != "both").collect();
             assert!(left.is_empty(), "edgeft {line} left {left:?}");
         }
         assert!(!folder.at("both").exists() || folder.names("both").is_empty(), "{:?}", folder.names("both"));
@@ -123,7 +130,14 @@ fn outputs_are_as_readable_as_any_file() {
     let folder = folder();
     folder.edgeft("merge run --out merged").ok();
     folder.edgeft("quantize run --type q8_0 --out m.gguf").ok();
-    for name in ["run/adapter_model.safetensors", "run/tune.toml", "run/metrics.jsonl", "merged/model.safetensors", "merged/config.json", "m.gguf"] {
+    for name in [
+        "run/adapter_model.safetensors",
+        "run/tune.toml",
+        "run/metrics.jsonl",
+        "merged/model.safetensors",
+        "merged/config.json",
+        "m.gguf",
+    ] {
         let mode = std::fs::metadata(folder.at(name)).expect(name).permissions().mode();
         assert_eq!(mode & 0o444, 0o444, "{name} has mode {mode:o}");
     }

@@ -31,7 +31,10 @@ fn the_reader_reads_what_the_specification_says() {
     assert_eq!((gguf.version, gguf.alignment, gguf.data_start), (3, 32, 160));
     assert_eq!(gguf.metadata, keys());
     let [t] = gguf.tensors.as_slice() else { panic!("{:?}", gguf.tensors) };
-    assert_eq!((t.name.as_str(), t.ty, t.dims.as_slice(), t.offset, t.bytes), ("t", GgmlType::Q8_0, &[32, 2][..], 0, 68));
+    assert_eq!(
+        (t.name.as_str(), t.ty, t.dims.as_slice(), t.offset, t.bytes),
+        ("t", GgmlType::Q8_0, &[32, 2][..], 0, 68)
+    );
     let mut values = vec![0.0; 64];
     decode(t.ty, gguf.data(ONE_TENSOR, t), &mut values);
     assert_eq!(values, weights());
@@ -61,7 +64,10 @@ fn inspect_shows_it_as_it_is() {
     assert_eq!((&json["version"], &json["alignment"], &json["bytes"]), (&3.into(), &32.into(), &256.into()));
     assert_eq!(json["metadata"]["general.architecture"], "llama");
     let t = &json["tensors"][0];
-    assert_eq!((&t["name"], &t["type"], &t["offset"], &t["bytes"]), (&"t".into(), &"q8_0".into(), &160.into(), &68.into()));
+    assert_eq!(
+        (&t["name"], &t["type"], &t["offset"], &t["bytes"]),
+        (&"t".into(), &"q8_0".into(), &160.into(), &68.into())
+    );
     assert_eq!(t["dims"], serde_json::json!([32, 2]));
 }
 

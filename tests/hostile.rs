@@ -46,7 +46,10 @@ fn every_number_of_a_gguf_file_is_checked_where_it_is_read() {
     refuses(|b| b.clear(), "the file is empty");
     refuses(|b| put(b, 0, b"GGML"), "not a GGUF file: it begins with [47, 47, 4d, 4c], a GGUF file with \"GGUF\"");
     refuses(|b| put(b, at::VERSION, &u32(4)), "GGUF version 4 is not read; known: 2, 3");
-    refuses(|b| put(b, at::VERSION, &3u32.to_be_bytes()), "the file is big-endian, which is not read; convert it on a little-endian machine");
+    refuses(
+        |b| put(b, at::VERSION, &3u32.to_be_bytes()),
+        "the file is big-endian, which is not read; convert it on a little-endian machine",
+    );
     refuses(|b| put(b, at::TENSORS, &u64(u64::MAX)), "18446744073709551615 tensors cannot fit in 256 bytes");
     refuses(|b| put(b, at::KEYS, &u64(1 << 40)), "1099511627776 keys cannot fit in 256 bytes");
     refuses(
@@ -54,13 +57,22 @@ fn every_number_of_a_gguf_file_is_checked_where_it_is_read() {
         "metadata key at byte 32 ends at byte 9223372036854775840, but the file has 256 bytes; it is cut short: fetch it again",
     );
     refuses(|b| b[at::FIRST_KEY] = 0xff, "metadata key at byte 32 is not UTF-8");
-    refuses(|b| put(b, at::FIRST_TYPE, &u32(13)), "metadata key `general.architecture` has type code 13; known: 0 to 12");
+    refuses(
+        |b| put(b, at::FIRST_TYPE, &u32(13)),
+        "metadata key `general.architecture` has type code 13; known: 0 to 12",
+    );
     refuses(
         |b| put(b, at::FIRST_VALUE_LENGTH, &u64(u64::MAX)),
         "string at byte 64 ends at byte 18446744073709551615, but the file has 256 bytes; it is cut short: fetch it again",
     );
-    refuses(|b| put(b, at::ARRAY_TYPE, &u32(9)), "metadata key `edgeft.numbers` is an array of arrays, which GGUF does not allow");
-    refuses(|b| put(b, at::ARRAY_LENGTH, &u64(u64::MAX)), "18446744073709551615 array elements cannot fit in 256 bytes");
+    refuses(
+        |b| put(b, at::ARRAY_TYPE, &u32(9)),
+        "metadata key `edgeft.numbers` is an array of arrays, which GGUF does not allow",
+    );
+    refuses(
+        |b| put(b, at::ARRAY_LENGTH, &u64(u64::MAX)),
+        "18446744073709551615 array elements cannot fit in 256 bytes",
+    );
     refuses(
         |b| put(b, at::NAME_LENGTH, &u64(1 << 20)),
         "tensor name at byte 123 ends at byte 1048699, but the file has 256 bytes; it is cut short: fetch it again",
@@ -69,9 +81,15 @@ fn every_number_of_a_gguf_file_is_checked_where_it_is_read() {
     refuses(|b| put(b, at::N_DIMS, &u32(0)), "tensor `t` has 0 dimensions; 1 to 4 are allowed");
     refuses(|b| put(b, at::N_DIMS, &u32(5)), "tensor `t` has 5 dimensions; 1 to 4 are allowed");
     refuses(|b| put(b, at::DIM_1, &u64(0)), "tensor `t` has a dimension of 0");
-    refuses(|b| put(b, at::DIM_0, &u64(33)), "tensor `t` has rows of 33 elements, which is no whole number of q8_0 blocks of 32");
+    refuses(
+        |b| put(b, at::DIM_0, &u64(33)),
+        "tensor `t` has rows of 33 elements, which is no whole number of q8_0 blocks of 32",
+    );
     refuses(|b| put(b, at::DIM_1, &u64(1 << 62)), "tensor `t` with dimensions [32, 4611686018427387904] overflows");
-    refuses(|b| put(b, at::DIM_1, &u64(4)), "tensor `t` ends at byte 296, but the file has 256 bytes; it is cut short: fetch it again");
+    refuses(
+        |b| put(b, at::DIM_1, &u64(4)),
+        "tensor `t` ends at byte 296, but the file has 256 bytes; it is cut short: fetch it again",
+    );
     refuses(|b| put(b, at::TYPE, &u32(16)), "tensor `t` has ggml type 16, which this version does not read (iq2_xxs)");
     refuses(|b| put(b, at::TYPE, &u32(99)), "tensor `t` has ggml type 99, which this version does not read");
     refuses(
@@ -122,7 +140,11 @@ fn open(bytes: Vec<u8>) {
 fn a_model_with_any_byte_of_its_head_changed_is_opened_or_refused() {
     let whole = model();
     let head = Gguf::parse(&whole).expect("a GGUF file").data_start as usize;
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..Default::default()
+    });
     let change = (0..head, any::<u8>(), prop_oneof![Just(1usize), Just(4), Just(8)]);
     runner
         .run(&change, |(at, byte, n)| {
@@ -133,7 +155,11 @@ fn a_model_with_any_byte_of_its_head_changed_is_opened_or_refused() {
         })
         .expect("no panic");
     for n in (0..whole.len()).step_by(whole.len() / 300) {
-        assert!(Model::from_bytes(whole[..n].to_vec(), "m.gguf").is_err(), "{n} of {} bytes were accepted", whole.len());
+        assert!(
+            Model::from_bytes(whole[..n].to_vec(), "m.gguf").is_err(),
+            "{n} of {} bytes were accepted",
+            whole.len()
+        );
     }
 }
 
@@ -145,9 +171,15 @@ fn each_verb_refuses_a_cut_gguf_and_names_it() {
     folder.write("d.jsonl", "{\"text\": \"a\"}\n");
     for (n, says) in [(whole.len() / 2, "cut short"), (100, "100 bytes"), (3, "cut short"), (0, "empty")] {
         folder.write("m.gguf", &whole[..n]);
-        for line in ["run m.gguf -p a", "inspect m.gguf", "eval m.gguf --data d.jsonl", "verify m.gguf --against m.gguf --data d.jsonl --max-kl 1",
-            "tokenize m.gguf --text a", "bench m.gguf", "serve m.gguf --port 0"]
-        {
+        for line in [
+            "run m.gguf -p a",
+            "inspect m.gguf",
+            "eval m.gguf --data d.jsonl",
+            "verify m.gguf --against m.gguf --data d.jsonl --max-kl 1",
+            "tokenize m.gguf --text a",
+            "bench m.gguf",
+            "serve m.gguf --port 0",
+        ] {
             one_line(&folder.edgeft(line).code(2), &["m.gguf", says]);
         }
     }
@@ -171,7 +203,11 @@ fn weights_refused(bytes: &[u8], says: &str) {
     Tiny::llama().write(&folder, "base");
     folder.write("base/model.safetensors", bytes);
     folder.write("d.jsonl", "{\"text\": \"a b\"}\n");
-    for line in ["quantize base --type f32 --out m.gguf", "tune --model base --data d.jsonl --out run --no-val", "inspect base/model.safetensors"] {
+    for line in [
+        "quantize base --type f32 --out m.gguf",
+        "tune --model base --data d.jsonl --out run --no-val",
+        "inspect base/model.safetensors",
+    ] {
         one_line(&folder.edgeft(line).code(2), &["model.safetensors", says]);
         assert!(!folder.at("m.gguf").exists() && !folder.at("run").exists(), "edgeft {line} left something");
     }
@@ -228,14 +264,19 @@ fn sound_files_with_wrong_tensors_are_refused_by_name() {
     folder.write("d.jsonl", "{\"text\": \"a b\"}\n");
     let refused = |bytes: Vec<u8>, words: &[&str]| {
         folder.write("base/model.safetensors", bytes);
-        for line in ["quantize base --type q8_0 --out m.gguf", "tune --model base --data d.jsonl --out run --no-val --steps 1"] {
+        for line in
+            ["quantize base --type q8_0 --out m.gguf", "tune --model base --data d.jsonl --out run --no-val --steps 1"]
+        {
             one_line(&folder.edgeft(line).code(2), words);
             assert!(!folder.at("m.gguf").exists() && !folder.at("run").exists(), "edgeft {line} left something");
         }
     };
     let up = "model.layers.1.mlp.up_proj.weight";
     refused(changed(|t| drop(t.remove(up))), &["base", "layers.1.mlp.up_proj.weight"]);
-    refused(changed(|t| drop(t.insert(up.into(), (vec![96, 63], Values::F32(vec![0.0; 96 * 63]))))), &["base", "layers.1.mlp.up_proj.weight", "[96, 63]", "[96, 64]"]);
+    refused(
+        changed(|t| drop(t.insert(up.into(), (vec![96, 63], Values::F32(vec![0.0; 96 * 63]))))),
+        &["base", "layers.1.mlp.up_proj.weight", "[96, 63]", "[96, 64]"],
+    );
     refused(changed(|t| drop(t.insert(up.into(), (vec![96, 64], Values::I64(vec![0; 96 * 64]))))), &[up, "I64"]);
 }
 
@@ -243,11 +284,14 @@ fn sound_files_with_wrong_tensors_are_refused_by_name() {
 fn a_weight_that_is_no_number_is_named_with_its_place() {
     let folder = Folder::new();
     Tiny::llama().write(&folder, "base");
-    folder.write("base/model.safetensors", changed(|t| {
-        if let Some((_, Values::F32(v))) = t.get_mut("model.layers.0.mlp.down_proj.weight") {
-            v[96 + 5] = f32::NAN;
-        }
-    }));
+    folder.write(
+        "base/model.safetensors",
+        changed(|t| {
+            if let Some((_, Values::F32(v))) = t.get_mut("model.layers.0.mlp.down_proj.weight") {
+                v[96 + 5] = f32::NAN;
+            }
+        }),
+    );
     let ran = folder.edgeft("quantize base --type q8_0 --out m.gguf").code(2);
     one_line(&ran, &["model.layers.0.mlp.down_proj.weight", "row 1", "column 5"]);
     assert_eq!(folder.names(""), ["base"]);
@@ -286,5 +330,8 @@ fn configs_that_lie_are_refused() {
     folder.write("base/config.json", Tiny::llama().config.to_string());
     std::fs::remove_file(folder.at("base/model.safetensors")).expect("gone");
     folder.write("base/model.safetensors.index.json", r#"{"weight_map": {"a": "../../secret.safetensors"}}"#);
-    one_line(&folder.edgeft("quantize base --type f32 --out m.gguf").code(2), &["../../secret.safetensors", "leaves the folder"]);
+    one_line(
+        &folder.edgeft("quantize base --type f32 --out m.gguf").code(2),
+        &["../../secret.safetensors", "leaves the folder"],
+    );
 }
