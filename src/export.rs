@@ -5,6 +5,7 @@ use crate::error::BadInput;
 use crate::merge::Merged;
 use crate::model::open::{Opened, TextFiles};
 use crate::tune::run_folder;
+use anyhow::Context;
 use edgeft_quantize::tokenizer::{TokenizerFiles, added_by_template};
 use edgeft_quantize::{Mix, Plan, PlanOptions, Report, plan};
 use edgeft_runtime::format::gguf::Value;
@@ -58,7 +59,7 @@ pub fn tokenizer(opened: &Opened) -> anyhow::Result<Tokenizer> {
 
 /// Ids with a role: tokenizer_config.json names them, config.json numbers them.
 fn specials(opened: &Opened) -> anyhow::Result<Specials> {
-    let vocab = Vocabulary::of(&opened.text)?;
+    let vocab = Vocabulary::of(&opened.text).map_err(|e| BadInput(format!("{}: tokenizer.json: not valid JSON: {e}", opened.name)))?;
     let named = |key: &str| opened.text.special(key).and_then(|t| vocab.id(t));
     let eos = named("eos_token").or(opened.config.eos_token_ids.first().copied());
     let template = opened.text.chat_template.as_deref().unwrap_or_default();
@@ -84,9 +85,9 @@ fn specials(opened: &Opened) -> anyhow::Result<Specials> {
 struct Vocabulary(serde_json::Value);
 
 impl Vocabulary {
-    fn of(text: &TextFiles) -> anyhow::Result<Self> {
+    fn of(text: &TextFiles) -> Result<Self, serde_json::Error> {
         let Some(bytes) = &text.tokenizer_json else { return Ok(Self(serde_json::Value::Null)) };
-        Ok(Self(serde_json::from_slice(bytes).map_err(|e| BadInput(format!("tokenizer.json: not valid JSON: {e}")))?))
+        serde_json::from_slice(bytes).map(Self)
     }
 
     fn id(&self, token: &str) -> Option<u32> {
@@ -98,7 +99,7 @@ impl Vocabulary {
 
 /// What the plan for `mix` would be.
 pub fn make_plan(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<Plan> {
-    Ok(plan(&Merged::new(opened)?, mix, options)?)
+    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file.
@@ -114,23 +115,28 @@ pub fn to_file(
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, options)?;
+    let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan)?;
-    let report =
-        edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)?;
-    Ok(report)
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
+    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)
+        .with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
 pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, &PlanOptions::default())?;
+    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan)?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     let mut bytes = Vec::new();
-    edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())?;
+    edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
+        .with_context(|| cannot(opened))?;
     Ok(bytes)
+}
+
+/// What an error of the quantizer, which knows tensors and no folders, begins with.
+fn cannot(opened: &Opened) -> String {
+    format!("cannot convert {} to GGUF", opened.name)
 }
 
 /// The tokenizer keys, read back by the runtime, must give the ids of tokenizer.json.

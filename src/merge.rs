@@ -69,10 +69,11 @@ impl<'a> Merged<'a> {
                                 folded.insert(at, module.to_owned());
                             }
                             (None, ..) => crate::bad_input!("{}: `{module}` is not in the base model", file.display()),
-                            (w, a, b) => crate::bad_input!(
+                            (Some(w), Some(a), Some(b)) => crate::bad_input!(
                                 "{}: `{module}`: A {a:?} and B {b:?} do not fit the base's {w:?}; is it the base it was tuned on?",
                                 file.display()
                             ),
+                            (Some(_), ..) => crate::bad_input!("{}: `{module}` has lora_A but no lora_B", file.display()),
                         }
                     } else if !name.ends_with(".lora_B.weight") {
                         let at = checkpoint_name(base, name);

@@ -127,7 +127,11 @@ impl Ran {
     pub fn json(self) -> Value {
         let lines: Vec<&str> = self.stdout.lines().collect();
         let objects = lines.iter().filter(|l| l.starts_with('{')).count();
-        assert_eq!(objects, 1, "one JSON object on stdout of `edgeft {}`:\n{}\n{}", self.line, self.stdout, self.stderr);
+        assert_eq!(
+            objects, 1,
+            "one JSON object on stdout of `edgeft {}`:\n{}\n{}",
+            self.line, self.stdout, self.stderr
+        );
         let last = lines.last().expect("a line");
         serde_json::from_str(last).unwrap_or_else(|e| panic!("the last line of `edgeft {}`: {e}: {last}", self.line))
     }

@@ -60,7 +60,9 @@ const RULES: [Rule; 16] = [
     },
     Rule {
         says: "an engine never opens a file",
-        breaks: |s| if s.is_in("runtime/src/engine") { any(s, &["std::fs", "std::path", "memmap2", "File"]) } else { None },
+        breaks: |s| {
+            if s.is_in("runtime/src/engine") { any(s, &["std::fs", "std::path", "memmap2", "File"]) } else { None }
+        },
         bad: ("runtime/src/engine/cpu.rs", "let f = std::fs::read(path)?;"),
         good: ("runtime/src/format/map.rs", "use std::fs::File;"),
     },
@@ -101,7 +103,11 @@ const RULES: [Rule; 16] = [
         says: "only commands and binaries print",
         breaks: |s| {
             let words = ["println", "eprintln", "print", "eprint", "dbg"];
-            if s.may_speak() { None } else { words.iter().find(|w| s.code.contains(&format!("{w}!("))).map(|w| format!("{w}!")) }
+            if s.may_speak() {
+                None
+            } else {
+                words.iter().find(|w| s.code.contains(&format!("{w}!("))).map(|w| format!("{w}!"))
+            }
         },
         bad: ("src/merge.rs", "fn f() { println!(\"merged\"); }"),
         good: ("src/commands/merge.rs", "fn f() { println!(\"merged\"); }"),
@@ -131,7 +137,11 @@ const RULES: [Rule; 16] = [
         breaks: |s| {
             let inner = ["format", "kernels", "engine", "session", "kv_cache", "batch", "sample"];
             let inner = inner.iter().any(|m| s.is_in(&format!("runtime/src/{m}")));
-            if inner { ["Serialize", "Deserialize"].iter().find(|w| s.has_word(w)).map(|w| (*w).to_owned()) } else { None }
+            if inner {
+                ["Serialize", "Deserialize"].iter().find(|w| s.has_word(w)).map(|w| (*w).to_owned())
+            } else {
+                None
+            }
         },
         bad: ("runtime/src/sample.rs", "#[derive(serde::Serialize)] struct S;"),
         good: ("runtime/src/server/wire.rs", "#[derive(serde::Serialize)] struct S;"),
@@ -143,13 +153,13 @@ const RULES: [Rule; 16] = [
         good: ("src/tune.rs", ""),
     },
     Rule {
-        says: "a file holds one idea: at most 450 lines, but for those listed",
+        says: "a file holds one idea: at most 460 lines, but for those listed",
         breaks: |s| {
-            let (lines, most) = (s.text.lines().count(), if LONG.contains(&s.path.as_str()) { 600 } else { 450 });
+            let (lines, most) = (s.text.lines().count(), if LONG.contains(&s.path.as_str()) { 600 } else { 460 });
             (lines > most).then(|| format!("{lines} lines, more than {most}"))
         },
-        bad: ("src/tune/trainer.rs", LINES_451),
-        good: ("runtime/src/format/gguf.rs", LINES_451),
+        bad: ("src/tune/trainer.rs", LINES_461),
+        good: ("runtime/src/format/gguf.rs", LINES_461),
     },
     Rule {
         says: "no path of somebody's machine",
@@ -173,17 +183,18 @@ const UNSAFE: [&str; 6] = [
 ];
 
 /// Longer than others because their idea is: formats read field by field, and tables of cases.
-const LONG: [&str; 6] = [
+const LONG: [&str; 7] = [
     "runtime/src/format/gguf.rs",
     "runtime/src/chat.rs",
     "runtime/src/tokenizer.rs",
     "src/data/formats.rs",
     "src/data/example.rs",
     "src/data/tokenize.rs",
+    "tests/server.rs",
 ];
 
 /// A text of one line more than a file may have.
-const LINES_451: &str = match std::str::from_utf8(&[b'\n'; 451]) {
+const LINES_461: &str = match std::str::from_utf8(&[b'\n'; 461]) {
     Ok(lines) => lines,
     Err(_) => "",
 };
@@ -200,7 +211,11 @@ impl Source {
     fn may_speak(&self) -> bool {
         let speaks = self.is_in("src/commands") || self.is_in("runtime/src/bin") || self.is_in("src/bin");
         let rust = self.path.ends_with(".rs");
-        speaks || self.path == "src/main.rs" || !rust || self.path.starts_with("tests/") || self.path.starts_with("benches/")
+        speaks
+            || self.path == "src/main.rs"
+            || !rust
+            || self.path.starts_with("tests/")
+            || self.path.starts_with("benches/")
     }
 }
 
@@ -211,7 +226,9 @@ fn top() -> PathBuf {
 /// Every text of the project that a person wrote.
 fn sources() -> Vec<Source> {
     let mut found = Vec::new();
-    for part in ["src", "runtime", "quantize", "tests", "benches", "targets", ".ci", "README.md", "CHANGELOG.md", "Cargo.toml"] {
+    for part in
+        ["src", "runtime", "quantize", "tests", "benches", "targets", ".ci", "README.md", "CHANGELOG.md", "Cargo.toml"]
+    {
         collect(&top().join(part), &mut found);
     }
     found
@@ -222,7 +239,8 @@ fn collect(path: &Path, found: &mut Vec<Source>) {
         if ["target", "fixtures"].iter().any(|skip| path.ends_with(skip)) {
             return;
         }
-        let mut entries: Vec<PathBuf> = std::fs::read_dir(path).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+        let mut entries: Vec<PathBuf> =
+            std::fs::read_dir(path).expect("a folder").map(|e| e.expect("an entry").path()).collect();
         entries.sort();
         entries.iter().for_each(|e| collect(e, found));
         return;
@@ -264,7 +282,7 @@ fn every_rule_catches_its_offender_and_lets_the_innocent_pass() {
 fn the_lists_of_exceptions_name_files_that_need_them() {
     for path in LONG {
         let lines = std::fs::read_to_string(top().join(path)).unwrap_or_else(|e| panic!("{path}: {e}")).lines().count();
-        assert!(lines > 450, "{path} has {lines} lines and needs no exception");
+        assert!(lines > 460, "{path} has {lines} lines and needs no exception");
     }
 }
 

@@ -1,6 +1,10 @@
 //! Through the front door: the binary as typed, and the library as documented. Offline; one binary, so that it links once.
 
+mod cli;
 mod common;
+mod crash;
+mod golden;
+mod hostile;
 mod layers;
 mod learning;
 mod parity;

@@ -43,11 +43,15 @@ fn fixtures_on_the_cpu_engine_from_a_written_file() {
 fn a_wrong_weight_does_not_pass() {
     let folder = Folder::new();
     let mut weights = tensors::read(&case("llama").join("model.safetensors"));
-    let tensors::Values::F32(values) = &mut weights.get_mut("model.layers.1.mlp.up_proj.weight").expect("it").1 else { panic!() };
+    let tensors::Values::F32(values) = &mut weights.get_mut("model.layers.1.mlp.up_proj.weight").expect("it").1 else {
+        panic!()
+    };
     values[7] += 0.05;
     folder.write("model/model.safetensors", tensors::bytes(&weights));
     folder.write("model/config.json", std::fs::read(case("llama").join("config.json")).expect("it"));
-    let ran = folder.edgeft(&format!("verify model --against {}/io.safetensors --max-abs 5e-4 --json", typed("llama"))).code(3);
+    let ran = folder
+        .edgeft(&format!("verify model --against {}/io.safetensors --max-abs 5e-4 --json", typed("llama")))
+        .code(3);
     let json = ran.json();
     assert_eq!(json["pass"], false);
     assert!(json["first_difference"].as_str().is_some_and(|d| d.contains("largest difference")), "{json}");
@@ -67,7 +71,10 @@ fn shapes() -> Vec<(&'static str, Tiny)> {
         ("biases", llama().with("attention_bias", json!(true)).with("mlp_bias", json!(true))),
         ("llama3 rotations", llama().with("rope_scaling", llama3).with("rope_theta", json!(500_000.0))),
         ("linear rotations", llama().with("rope_scaling", json!({"rope_type": "linear", "factor": 2.5}))),
-        ("odd sizes", llama().with("hidden_size", json!(52)).with("intermediate_size", json!(51)).with("head_dim", json!(10))),
+        (
+            "odd sizes",
+            llama().with("hidden_size", json!(52)).with("intermediate_size", json!(51)).with("head_dim", json!(10)),
+        ),
         ("odd vocabulary", llama().with("vocab_size", json!(389)).with("num_hidden_layers", json!(1))),
         ("five layers", llama().with("num_hidden_layers", json!(5)).with("rms_norm_eps", json!(1e-6))),
         ("qwen2", Tiny::qwen2()),
@@ -123,7 +130,10 @@ fn heads_agree() {
     let score = Tiny::llama().with("architectures", json!(["LlamaForSequenceClassification"])).with("id2label", labels);
     for (name, tiny) in [
         ("a classifier on BERT", Tiny::classifier(&["a", "b", "c"])),
-        ("a classifier of two on a BERT of one layer", Tiny::classifier(&["a", "b"]).with("num_hidden_layers", json!(1)).seed(4)),
+        (
+            "a classifier of two on a BERT of one layer",
+            Tiny::classifier(&["a", "b"]).with("num_hidden_layers", json!(1)).seed(4),
+        ),
         ("a classifier on Llama", score),
     ] {
         Pair::new(&tiny.without_text(), &data::classes(5, 30, 2, 1)).agree(name);
@@ -150,13 +160,16 @@ fn the_cpu_engine_gives_the_same_bits_for_any_threads() {
             let folder = Folder::new();
             tiny.write(&folder, "base");
             let opened = edgeft::model::open::Opened::open(&folder.at("base").to_string_lossy(), 0).expect("opens");
-            let model = Model::from_bytes(edgeft::export::to_memory(&opened, mix).expect("a file"), name).expect("a model");
+            let model =
+                Model::from_bytes(edgeft::export::to_memory(&opened, mix).expect("a file"), name).expect("a model");
             let ids: Vec<u32> = (0..33).map(|i| 5 + i * 11 % 300).collect();
             let logits = |threads: usize| {
                 let options = EngineOptions { threads, ctx: 64, n_seqs: 1, kv: KvType::F32 };
                 let mut engine = model.engine(&options).expect("an engine");
                 let mut out = Vec::new();
-                engine.forward(&[Run { seq: 0, tokens: &ids, types: None, rows: Rows::All }], &mut out).expect("logits");
+                engine
+                    .forward(&[Run { seq: 0, tokens: &ids, types: None, rows: Rows::All }], &mut out)
+                    .expect("logits");
                 out
             };
             let one = logits(1);
@@ -168,7 +181,9 @@ fn the_cpu_engine_gives_the_same_bits_for_any_threads() {
 /// candle-transformers' own Llama, another author's code on the same weights.
 #[test]
 fn candle_transformers_agrees() {
-    for (name, tiny) in [("llama", Tiny::llama()), ("tied", Tiny::llama().with("tie_word_embeddings", json!(true)).seed(6))] {
+    for (name, tiny) in
+        [("llama", Tiny::llama()), ("tied", Tiny::llama().with("tie_word_embeddings", json!(true)).seed(6))]
+    {
         let tiny = tiny.without_text();
         let mut pair = Pair::new(&tiny, &data::ids(2, 18, 9));
         let n = |key: &str| tiny.config[key].as_u64().expect(key) as usize;
@@ -189,14 +204,16 @@ fn candle_transformers_agrees() {
             tie_word_embeddings: tiny.config["tie_word_embeddings"] == true,
         };
         let weights = tensors::bytes(&tiny.tensors());
-        let weights = candle_nn::VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).expect("weights");
+        let weights =
+            candle_nn::VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).expect("weights");
         let theirs = reference::Llama::load(weights, &config).expect("loads");
         for row in pair.rows.clone() {
             let ours = pair.candle.logits(&row).expect("ours");
             for t in 0..row.ids.len() {
                 let mut cache = reference::Cache::new(false, DType::F32, &config, &Device::Cpu).expect("a cache");
                 let ids = Tensor::new(&row.ids[..=t], &Device::Cpu).and_then(|t| t.unsqueeze(0)).expect("ids");
-                let last: Vec<f32> = theirs.forward(&ids, 0, &mut cache).and_then(|l| l.flatten_all()?.to_vec1()).expect("logits");
+                let last: Vec<f32> =
+                    theirs.forward(&ids, 0, &mut cache).and_then(|l| l.flatten_all()?.to_vec1()).expect("logits");
                 for (a, b) in ours.values[t * ours.width..].iter().zip(&last) {
                     assert!((a - b).abs() <= BOUND, "{name}, position {t}: {a} against {b}");
                 }

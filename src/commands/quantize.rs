@@ -138,7 +138,12 @@ fn overrides(list: &[String]) -> anyhow::Result<Vec<(Regex, GgmlType)>> {
             let Some(ty) = GgmlType::from_name(ty) else {
                 crate::bad_input!("--tensor-type `{item}`: no tensor type `{ty}`; known: {}", GgmlType::ALL.map(GgmlType::name).join(" "));
             };
-            let regex = Regex::new(pattern).map_err(|e| BadInput(format!("--tensor-type `{item}`: {e}")))?;
+            let regex = Regex::new(pattern).map_err(|e| {
+                // The crate draws the place over several lines; the last says what is wrong.
+                let text = e.to_string();
+                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                BadInput(format!("--tensor-type `{item}`: `{pattern}` is no regular expression: {reason}"))
+            })?;
             Ok((regex, ty))
         })
         .collect()

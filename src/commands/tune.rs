@@ -121,7 +121,7 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let mut trainable_params = 0;
     network.trained(&mut |_, t| trainable_params += t.elem_count());
     if args.dry_run {
-        dry_run(&config, &read, trainable_params);
+        dry_run(global, &config, &read, trainable_params);
         return Ok(None);
     }
     // The run.
@@ -217,6 +217,13 @@ fn read_data(args: &TuneArgs, opened: &Opened, settings: &Settings, saved: Optio
         crate::bad_input!("{}: every row has the label `{only}`; a classifier needs at least two", args.data.display());
     }
     check_targets(&args.data, &train)?;
+    let room = opened.config.room();
+    for (path, rows) in [(Some(&args.data), &train), (args.val.as_ref().or(Some(&args.data)), &val)] {
+        let misfit = |row: &Row| row.misfit(room).map(|what| (row.source, what));
+        if let (Some(path), Some((row, what))) = (path, rows.iter().find_map(misfit)) {
+            crate::bad_input!("{}: row {row}: {what}", path.display());
+        }
+    }
     Ok(Read { task, labels, train, val, held_out, schema: all.schema })
 }
 
@@ -265,7 +272,11 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
     }
     let mut adapter = match &args.init_adapter {
         Some(dir) => AdapterConfig::read(dir)?,
-        None => config.adapter(&absolute(&args.model)),
+        None => {
+            let fresh = config.adapter(&absolute(&args.model));
+            peft::every_target_is_there(network, &fresh)?;
+            fresh
+        }
     };
     peft::attach(network, &adapter, config.seed)?;
     if let Some(dir) = &args.init_adapter {
@@ -278,14 +289,19 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
     Ok(Some(adapter))
 }
 
-fn dry_run(config: &TuneConfig, read: &Read, trainable: usize) {
+fn dry_run(global: &Global, config: &TuneConfig, read: &Read, trainable: usize) {
     let tokens: usize = read.train.iter().map(|r| r.ids.len()).sum();
-    println!("data      {}", read.schema);
-    println!("rows      {} to learn, {} held out, {tokens} tokens, longest {}", read.train.len(), read.val.len(),
-        read.train.iter().map(|r| r.ids.len()).max().unwrap_or(0));
-    println!("method    {:?}, rank {}, {trainable} weights trained", config.method, config.rank);
-    println!("schedule  lr {} {:?}, batch {} x {}, {}", config.lr, config.schedule, config.batch, config.accumulate,
-        config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps")));
+    let longest = read.train.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+    let (rows, held_out) = (read.train.len(), read.val.len());
+    let line = json!({"data": read.schema, "rows": rows, "held_out": held_out, "tokens": tokens, "longest": longest,
+        "trainable_params": trainable, "settings": config.to_settings()});
+    show::report(global, &line, || {
+        println!("data      {}", read.schema);
+        println!("rows      {rows} to learn, {held_out} held out, {tokens} tokens, longest {longest}");
+        println!("method    {:?}, rank {}, {trainable} weights trained", config.method, config.rank);
+        println!("schedule  lr {} {:?}, batch {} x {}, {}", config.lr, config.schedule, config.batch, config.accumulate,
+            config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps")));
+    });
 }
 
 /// The run's last files; the weights appear last.

@@ -38,7 +38,36 @@ pub enum Target {
     },
 }
 
+/// How far the tables of a network reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Rows of the token embedding.
+    pub vocab: usize,
+    /// Rows of the position embedding; without one, there is no end.
+    pub positions: usize,
+    /// Rows of the token type embedding; without one, types are not looked at.
+    pub types: usize,
+}
+
 impl Row {
+    /// What of the row lies outside of the network's tables; only pre-tokenized rows and other models' tokenizers can.
+    pub fn misfit(&self, room: Room) -> Option<String> {
+        let beyond = |id: &&u32| **id as usize >= room.vocab;
+        if let Some(id) = self.ids.iter().find(beyond) {
+            return Some(format!("token id {id}, but the model's vocabulary has {} tokens", room.vocab));
+        }
+        if let Target::Tokens(targets) = &self.target
+            && let Some(id) = targets.iter().flatten().find(beyond)
+        {
+            return Some(format!("label {id}, but the model's vocabulary has {} tokens", room.vocab));
+        }
+        if let Some(position) = self.positions.iter().find(|p| **p as usize >= room.positions) {
+            return Some(format!("position {position}, but the model has {} positions", room.positions));
+        }
+        let other = self.types.iter().find(|t| usize::from(**t) >= room.types)?;
+        Some(format!("token type {other}, but the model has {} types", room.types))
+    }
+
     /// A row without padding whose positions count from 0.
     pub fn new(ids: Vec<u32>, target: Target, source: usize) -> Self {
         let (positions, keys) = ((0..ids.len() as u32).collect(), ids.len());

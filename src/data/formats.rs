@@ -42,6 +42,9 @@ impl Format {
 
 fn kind(path: &Path) -> Result<(Format, Packing), DataError> {
     let refuse = |reason: String| Err(DataError::Format { path: path.to_owned(), reason });
+    if path.is_dir() {
+        return Err(DataError::Open { path: path.to_owned(), reason: "it is a folder; DATA is one file".into() });
+    }
     let mut name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let mut packing = Packing::None;
     for (ending, is) in [(".gz", Packing::Gzip), (".zst", Packing::Zstd)] {
@@ -198,9 +201,6 @@ fn lines_in(bytes: &[u8]) -> usize {
 /// The file's bytes, unpacked, without a byte order mark.
 fn stream(path: &Path, packing: Packing) -> Result<Box<dyn BufRead>, DataError> {
     let cannot = |e: std::io::Error| DataError::Open { path: path.to_owned(), reason: e.to_string() };
-    if path.is_dir() {
-        return Err(DataError::Open { path: path.to_owned(), reason: "it is a folder; DATA is one file".into() });
-    }
     let file = BufReader::with_capacity(1 << 16, File::open(path).map_err(cannot)?);
     let mut reader: Box<dyn BufRead> = match packing {
         Packing::None => Box::new(file),

@@ -1,6 +1,6 @@
 //! A model under examination, on the engine that was asked for.
 
-use crate::data::batch::Row;
+use crate::data::batch::{Room, Row};
 use crate::export;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
@@ -125,6 +125,18 @@ impl Subject {
         }
     }
 
+    /// What a row may ask of it.
+    fn room(&self) -> Room {
+        match self {
+            Self::Candle(s) => s.opened.config.room(),
+            Self::Cpu(s) => {
+                let h = s.model.hparams();
+                let (positions, types) = if h.causal { (usize::MAX, usize::MAX) } else { (h.n_ctx, h.n_token_types) };
+                Room { vocab: h.n_vocab, positions, types }
+            }
+        }
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> anyhow::Result<Arc<Tokenizer>> {
         match self {
@@ -156,6 +168,9 @@ impl Subject {
 
     /// Output rows of one sequence: (T, V) for generation, (1, labels) for classification, (T, 2) for spans. Padding is left out.
     pub fn logits(&mut self, row: &Row) -> anyhow::Result<Logits> {
+        if let Some(what) = row.misfit(self.room()) {
+            crate::bad_input!("row {}: {what}", row.source);
+        }
         match self {
             Self::Candle(s) => {
                 let mut packed = crate::model::Packed::default();

@@ -1,6 +1,7 @@
 //! `config.json` → [`Config`]. Nothing is guessed: an unknown `model_type`, or a key whose value would change the
 //! mathematics in a way that is not implemented, is refused by name.
 
+use crate::data::batch::Room;
 use crate::error::BadInput;
 use serde_json::Value;
 use std::path::Path;
@@ -78,6 +79,8 @@ pub struct Config {
     pub labels: Vec<String>,
 }
 
+/// Far more than any network has: what is made for each layer must not fill the memory before a weight is read.
+const MOST_LAYERS: usize = 10_000;
 const KNOWN: &str = "llama, mistral, qwen2, bert";
 
 impl Config {
@@ -126,6 +129,10 @@ impl Config {
         if family.is_decoder() && head_dim % 2 != 0 {
             return Err(format!("head_dim {head_dim} is odd; rotary embedding needs pairs"));
         }
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        if num_hidden_layers > MOST_LAYERS {
+            return Err(format!("`num_hidden_layers` is {num_hidden_layers}; at most {MOST_LAYERS} are read"));
+        }
         let (rope_theta, rope_scaling) = keys.rope()?;
         let bias = keys.flag("attention_bias").unwrap_or(false);
         Ok(Self {
@@ -133,7 +140,7 @@ impl Config {
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -157,6 +164,16 @@ impl Config {
             architecture: keys.0.get("architectures").and_then(|a| a[0].as_str()).map(str::to_owned),
             labels: keys.labels(),
         })
+    }
+
+    /// What a row may ask of the network.
+    pub fn room(&self) -> Room {
+        let encoder = !self.family.is_decoder();
+        Room {
+            vocab: self.vocab_size,
+            positions: if encoder { self.max_position_embeddings } else { usize::MAX },
+            types: if encoder { self.type_vocab_size } else { usize::MAX },
+        }
     }
 
     /// Query width: heads times head size.

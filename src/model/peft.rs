@@ -42,7 +42,7 @@ impl AdapterConfig {
 
     /// Whether the module at `path` carries an adapter.
     pub fn targets(&self, path: &str) -> bool {
-        self.target_modules.iter().any(|t| path == t || path.ends_with(&format!(".{t}")))
+        self.target_modules.iter().any(|t| is_called(path, t))
     }
 
     /// Reads `adapter_config.json`; what this project does not compute is refused by name.
@@ -115,6 +115,29 @@ impl AdapterConfig {
     }
 }
 
+/// # Errors
+/// A target that no module is called: a slip of the pen would leave modules untuned in silence.
+pub fn every_target_is_there(network: &mut Network, config: &AdapterConfig) -> anyhow::Result<()> {
+    let paths: Vec<String> = network.linears().into_iter().map(|l| l.name.clone()).collect();
+    let idle = |target: &&String| !paths.iter().any(|path| is_called(path, target));
+    if let Some(target) = config.target_modules.iter().find(idle) {
+        crate::bad_input!("no module is called {target}; this model has: {}", last_parts(paths.iter()));
+    }
+    Ok(())
+}
+
+fn is_called(path: &str, target: &str) -> bool {
+    path == target || path.ends_with(&format!(".{target}"))
+}
+
+/// What modules are called, each once.
+fn last_parts<'a>(paths: impl Iterator<Item = &'a String>) -> String {
+    let mut names: Vec<&str> = paths.filter_map(|p| p.rsplit('.').next()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
+}
+
 /// Puts fresh adapters on every target: A uniform in ±1/√in, as PEFT's kaiming with a = √5 comes out; B zero. Heads that
 /// the task needs become trained.
 ///
@@ -126,7 +149,7 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
     let mut attached = 0;
     let mut names = Vec::new();
     for linear in network.linears() {
-        names.push(linear.name.rsplit('.').next().unwrap_or_default().to_owned());
+        names.push(linear.name.clone());
         if fresh.contains(&linear.name) {
             linear.trained = true; // it starts from noise: low rank would not do
             continue;
@@ -138,9 +161,7 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
     }
     network.head_modules().into_iter().for_each(|head| head.trained = true);
     if attached == 0 {
-        names.sort();
-        names.dedup();
-        crate::bad_input!("no module is called {}; this model has: {}", config.target_modules.join(", "), names.join(", "));
+        crate::bad_input!("no module is called {}; this model has: {}", config.target_modules.join(", "), last_parts(names.iter()));
     }
     Ok(())
 }

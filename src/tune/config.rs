@@ -36,10 +36,12 @@ macro_rules! settings {
                 Settings { $($name: self.$name.or(under.$name),)* }
             }
 
-            /// The first value given here that differs from `saved`: name, this, that.
-            pub fn difference(&self, saved: &Settings) -> Option<(&'static str, String, String)> {
+            /// The first value given here that differs from `saved`: flag, this, that.
+            pub fn difference(&self, saved: &Settings) -> Option<(String, String, String)> {
                 $(if self.$name.is_some() && self.$name != saved.$name {
-                    return Some((stringify!($name), format!("{:?}", self.$name), format!("{:?}", saved.$name)));
+                    let flag = format!("--{}", stringify!($name).replace('_', "-"));
+                    let then = saved.$name.as_ref().map_or_else(|| "the default".to_owned(), |v| format!("{v:?}"));
+                    return self.$name.as_ref().map(|now| (flag, format!("{now:?}"), then));
                 })*
                 None
             }
@@ -307,7 +309,7 @@ mod tests {
     fn a_resumed_run_names_the_flag_that_differs() {
         let saved = Settings { rank: Some(4), lr: Some(0.1), ..Settings::default() };
         let now = Settings { rank: Some(8), ..Settings::default() };
-        assert_eq!(now.difference(&saved).unwrap().0, "rank");
+        assert_eq!(now.difference(&saved).unwrap(), ("--rank".into(), "8".into(), "4".into()));
         assert_eq!(Settings { lr: Some(0.1), ..Settings::default() }.difference(&saved), None);
     }
 }

@@ -6,9 +6,46 @@ use serde_json::json;
 
 /// Words that the rows are made of.
 pub const WORDS: [&str; 40] = [
-    "apple", "river", "stone", "lamp", "chair", "garden", "window", "bread", "train", "cloud", "red", "green", "blue",
-    "good", "great", "lovely", "fine", "bad", "awful", "poor", "broken", "was", "the", "a", "it", "of", "in", "house",
-    "what", "colour", "is", "this", "very", "and", "answer", "question", "user", "assistant", "on", "table",
+    "apple",
+    "river",
+    "stone",
+    "lamp",
+    "chair",
+    "garden",
+    "window",
+    "bread",
+    "train",
+    "cloud",
+    "red",
+    "green",
+    "blue",
+    "good",
+    "great",
+    "lovely",
+    "fine",
+    "bad",
+    "awful",
+    "poor",
+    "broken",
+    "was",
+    "the",
+    "a",
+    "it",
+    "of",
+    "in",
+    "house",
+    "what",
+    "colour",
+    "is",
+    "this",
+    "very",
+    "and",
+    "answer",
+    "question",
+    "user",
+    "assistant",
+    "on",
+    "table",
 ];
 
 const THINGS: usize = 10;
@@ -29,7 +66,8 @@ pub fn chats(n: usize) -> String {
 pub fn reviews(n: usize) -> String {
     lines(n, |i| {
         let good = i % 2 == 0;
-        let word = if good { ["good", "great", "lovely", "fine"] } else { ["bad", "awful", "poor", "broken"] }[i / 2 % 4];
+        let word =
+            if good { ["good", "great", "lovely", "fine"] } else { ["bad", "awful", "poor", "broken"] }[i / 2 % 4];
         let text = format!("the {} was very {word} in the {}", WORDS[i / 2 * 7 % THINGS], WORDS[i / 2 * 3 % THINGS]);
         json!({"text": text, "label": if good { "positive" } else { "negative" }})
     })

@@ -21,8 +21,12 @@ pub fn bytes(tensors: &Tensors) -> Vec<u8> {
     let raw: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, (shape, values))| match values {
-            Values::F32(v) => (name.clone(), Dtype::F32, shape.clone(), v.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            Values::I64(v) => (name.clone(), Dtype::I64, shape.clone(), v.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            Values::F32(v) => {
+                (name.clone(), Dtype::F32, shape.clone(), v.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+            Values::I64(v) => {
+                (name.clone(), Dtype::I64, shape.clone(), v.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
         })
         .collect();
     let views = raw.iter().map(|(name, ty, shape, raw)| {
@@ -38,8 +42,12 @@ pub fn read(path: &Path) -> Tensors {
     let one = |(name, t): (String, TensorView)| {
         let data = t.data();
         let values = match t.dtype() {
-            Dtype::F32 => Values::F32(data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()),
-            Dtype::I64 => Values::I64(data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()),
+            Dtype::F32 => {
+                Values::F32(data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+            }
+            Dtype::I64 => {
+                Values::I64(data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect())
+            }
             other => panic!("{name} is {other:?}"),
         };
         (name, (t.shape().to_vec(), values))

@@ -56,7 +56,8 @@ impl Tiny {
 
     /// BERT that tells labels apart.
     pub fn classifier(labels: &[&str]) -> Self {
-        let by_index: serde_json::Map<_, _> = labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+        let by_index: serde_json::Map<_, _> =
+            labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
         Self::bert().with("architectures", json!(["BertForSequenceClassification"])).with("id2label", by_index.into())
     }
 
@@ -114,13 +115,18 @@ impl Tiny {
     /// Every weight, by name.
     pub fn tensors(&self) -> Tensors {
         let mut out = Weights { seed: self.seed, liveliness: self.liveliness, tensors: Tensors::new() };
-        if self.config["model_type"] == "bert" { self.encoder(&mut out) } else { self.decoder(&mut out) }
+        if self.config["model_type"] == "bert" {
+            self.encoder(&mut out)
+        } else {
+            self.decoder(&mut out)
+        }
         out.tensors
     }
 
     fn decoder(&self, out: &mut Weights) {
         let of = |key: &str| self.size(key).expect(key);
-        let (v, c, f, heads) = (of("vocab_size"), of("hidden_size"), of("intermediate_size"), of("num_attention_heads"));
+        let (v, c, f, heads) =
+            (of("vocab_size"), of("hidden_size"), of("intermediate_size"), of("num_attention_heads"));
         let kv_heads = self.size("num_key_value_heads").unwrap_or(heads);
         let d = self.size("head_dim").unwrap_or(c / heads);
         let (qwen, bias) = (self.config["model_type"] == "qwen2", self.flag("attention_bias"));
@@ -158,7 +164,8 @@ impl Tiny {
         out.norm("bert.embeddings.LayerNorm", c);
         for i in 0..of("num_hidden_layers") {
             let at = |part: &str| format!("bert.encoder.layer.{i}.{part}");
-            for part in ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"] {
+            for part in ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+            {
                 out.linear(&at(part), c, c, true);
             }
             out.linear(&at("intermediate.dense"), f, c, true);

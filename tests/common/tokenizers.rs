@@ -35,7 +35,8 @@ pub fn wordpiece() -> (String, Value) {
 fn template(single: &str, pair: &str, special: Vec<(&str, u32)>) -> PostProcessorWrapper {
     let special: Vec<(String, u32)> = special.into_iter().map(|(t, id)| (t.to_owned(), id)).collect();
     let builder = &mut TemplateProcessing::builder();
-    let built = builder.try_single(single).expect("single").try_pair(pair).expect("pair").special_tokens(special).build();
+    let built =
+        builder.try_single(single).expect("single").try_pair(pair).expect("pair").special_tokens(special).build();
     PostProcessorWrapper::Template(built.expect("a template"))
 }
 

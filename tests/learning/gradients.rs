@@ -145,7 +145,9 @@ fn of_a_llama_that_classifies_by_its_last_token() {
 fn of_a_bert_that_classifies_with_its_pooler_adapted() {
     let rows = data::classes(4, 12, 3, 1);
     let tiny = Tiny::classifier(&["a", "b", "c"]);
-    Case::new(&tiny, labels(&["a", "b", "c"]), &rows).with_lora(&["query", "key", "value", "dense"], 0.0, false).gradients_match();
+    Case::new(&tiny, labels(&["a", "b", "c"]), &rows)
+        .with_lora(&["query", "key", "value", "dense"], 0.0, false)
+        .gradients_match();
 }
 
 #[test]
@@ -159,13 +161,16 @@ fn of_a_fresh_pooler_and_classifier_which_are_trained_whole() {
 #[test]
 fn of_a_bert_that_finds_spans_beside_padding() {
     let rows = data::spans(4, 12, 1);
-    Case::new(&Tiny::reader(), Task::Span, &rows).with_lora(&["query", "key", "value", "dense"], 0.0, false).gradients_match();
+    Case::new(&Tiny::reader(), Task::Span, &rows)
+        .with_lora(&["query", "key", "value", "dense"], 0.0, false)
+        .gradients_match();
 }
 
 #[test]
 fn activations_computed_again_give_the_same_bits_as_activations_kept() {
     let decoder = Case::new(&Tiny::llama(), Task::Generate, &text()).with_lora(&DECODER, 0.2, false);
-    let encoder = Case::new(&Tiny::reader(), Task::Span, &data::spans(4, 12, 1)).with_lora(&["query", "dense"], 0.2, false);
+    let encoder =
+        Case::new(&Tiny::reader(), Task::Span, &data::spans(4, 12, 1)).with_lora(&["query", "dense"], 0.2, false);
     for case in [decoder, encoder] {
         let (kept, again) = (case.gradient(false), case.gradient(true));
         assert_eq!(kept.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>());

@@ -214,7 +214,8 @@ fn a_llama_with_a_head_of_its_own_agrees_with_the_tape() {
 #[test]
 fn tied_heads_biases_and_odd_sizes_agree_with_the_tape() {
     decoder_agrees(&Tiny::qwen2().seed(2));
-    let odd = Tiny::llama().with("hidden_size", json!(40)).with("intermediate_size", json!(51)).with("head_dim", json!(6));
+    let odd =
+        Tiny::llama().with("hidden_size", json!(40)).with("intermediate_size", json!(51)).with("head_dim", json!(6));
     decoder_agrees(&odd.with("num_key_value_heads", json!(1)));
 }
 

@@ -17,7 +17,8 @@ fn tune(folder: &Folder, name: &str) {
 fn reproduces(name: &str) {
     let folder = Folder::new();
     tune(&folder, name);
-    let trace: Value = serde_json::from_slice(&std::fs::read(case(name).join("lora/lora/trace.json")).unwrap()).unwrap();
+    let trace: Value =
+        serde_json::from_slice(&std::fs::read(case(name).join("lora/lora/trace.json")).unwrap()).unwrap();
     let metrics = String::from_utf8(folder.read("run/metrics.jsonl")).unwrap();
     let steps: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(steps.len(), 8);

@@ -10,11 +10,12 @@ use super::{Coder, Encoding, Joining, Specials, Token, TokenKind, Tokenizer, inp
 use crate::error::Result;
 
 pub(super) fn build(json: &[u8], mut special: Specials) -> Result<Tokenizer> {
+    // First of all: the crate panics on a decoder that is not JSON.
+    let parsed: Json = serde_json::from_slice(json).map_err(|e| input(format!("the tokenizer.json is not JSON: {e}")))?;
     let mut coder = tokenizers::Tokenizer::from_bytes(json)
         .map_err(|e| input(format!("the tokenizer.json cannot be read: {e}")))?;
     coder.with_padding(None);
     coder.with_truncation(None).map_err(|e| input(format!("truncation cannot be switched off: {e}")))?;
-    let parsed: Json = serde_json::from_slice(json).map_err(|e| input(format!("the tokenizer.json is not JSON: {e}")))?;
     let decoding = Decoding::of(&parsed)?;
 
     let vocab = coder.get_vocab(true);
