@@ -1,5 +1,7 @@
 //! Two stages of one model, held against each other on the same rows: KL divergence, top-1 agreement, perplexity. The gate.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(x <= bound)` is the gate that NaN does not pass
+
 use crate::data::batch::{Row, Target};
 use crate::data::tokens::{Outputs, Reference};
 use crate::eval::metrics::percentile;

@@ -10,7 +10,7 @@ use edgeft::data::batch::Row;
 use edgeft::data::tokens::read_rows;
 use edgeft::eval::subject::{EngineName, Subject};
 use edgeft_quantize::Mix;
-use edgeft_runtime::engine::{Engine, EngineOptions, KvType, Rows, Run};
+use edgeft_runtime::engine::{EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::model::Model;
 use serde_json::json;
 

@@ -192,7 +192,7 @@ fn inverse(d: f32) -> f32 {
 /// Truncates as x86-64 does: what does not fit in 32 bits becomes the smallest integer. Reached only when a subnormal scale
 /// has an infinite inverse; the scale is then 0 in f16, and the integers only have to be the same everywhere.
 fn truncate(v: f32) -> i32 {
-    if v >= -2_147_483_648.0 && v < 2_147_483_648.0 { v as i32 } else { i32::MIN }
+    if (-2_147_483_648.0..2_147_483_648.0).contains(&v) { v as i32 } else { i32::MIN }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!
 //! - [`bpe`]: byte-level BPE, `gpt2`, with the pre-tokenizer chosen by its regex
 //! - [`sentencepiece`]: BPE over characters with byte fallback, `llama`
-//! - [`wordpiece`]: `bert`
+//! - [`wordpiece`]: WordPiece, `bert`
 
 pub mod bpe;
 mod json;

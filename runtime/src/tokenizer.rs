@@ -108,7 +108,7 @@ impl Encoding {
 
 /// The algorithm that cuts a text.
 enum Coder {
-    Spm(spm::Spm),
+    Spm(Box<spm::Spm>),
     Hf(Box<tokenizers::Tokenizer>),
 }
 

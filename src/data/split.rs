@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn labelled(n: usize) -> Vec<(usize, Example)> {
-        let label = |i: usize| if i % 5 == 0 { "rare" } else { "often" };
+        let label = |i: usize| if i.is_multiple_of(5) { "rare" } else { "often" };
         let row = |i| (i, Example::Classify { text: format!("text {i}"), pair: None, label: label(i).into() });
         (0..n).map(row).collect()
     }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_same_text_is_never_on_two_sides() {
-        let row = |i: usize| (i, Example::Text(format!("{} {}", if i % 2 == 0 { "Text" } else { " text " }, i / 4)));
+        let row = |i: usize| (i, Example::Text(format!("{} {}", if i.is_multiple_of(2) { "Text" } else { " text " }, i / 4)));
         let rows: Vec<_> = (0..400).map(row).collect();
         let (train, val) = hold_out(&rows, 0.25, 0);
         assert_eq!(val.len(), 100);

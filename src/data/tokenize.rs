@@ -292,8 +292,7 @@ impl Sequence {
     fn keep(&mut self, mut keep: impl FnMut(usize, usize) -> bool) {
         let n = self.ids.len();
         let kept: Vec<usize> = (0..n).filter(|i| keep(*i, n)).collect();
-        let pick = |v: &[bool]| kept.iter().filter_map(|i| v.get(*i).copied()).collect();
-        self.learned = pick(&self.learned);
+        self.learned = kept.iter().filter_map(|i| self.learned.get(*i).copied()).collect();
         self.types = kept.iter().filter_map(|i| self.types.get(*i).copied()).collect();
         self.ids = kept.iter().map(|i| self.ids[*i]).collect();
         self.text = kept.iter().map(|i| self.text[*i]).collect();

@@ -150,6 +150,9 @@ fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     std::fs::read(path).map_err(|e| DataError::Open { path: path.to_owned(), reason: e.to_string() })
 }
 
+/// A shape, and its values in row-major order.
+type Shaped<T> = (Vec<usize>, Vec<T>);
+
 /// (B, T) of tokens, and which of them are seen.
 struct Grid {
     n_rows: usize,
@@ -270,7 +273,7 @@ impl<'a> File<'a> {
         self.tensors.tensor(name).ok()
     }
 
-    fn ints(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<i64>)>, DataError> {
+    fn ints(&self, name: &str) -> Result<Option<Shaped<i64>>, DataError> {
         let Some(view) = self.get(name) else { return Ok(None) };
         let data = view.data();
         let values = match view.dtype() {
@@ -284,7 +287,7 @@ impl<'a> File<'a> {
         Ok(Some((view.shape().to_vec(), values)))
     }
 
-    fn floats(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, DataError> {
+    fn floats(&self, name: &str) -> Result<Option<Shaped<f32>>, DataError> {
         let Some(view) = self.get(name) else { return Ok(None) };
         let data = view.data();
         let values: Vec<f32> = match view.dtype() {

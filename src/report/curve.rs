@@ -131,7 +131,7 @@ fn ticks(low: f64, high: f64, wanted: usize, inside: bool) -> Vec<f64> {
 /// A tick's label, without a tail of zeros.
 fn number(value: f64) -> String {
     let text = match value.abs() {
-        v if v == 0.0 => return "0".into(),
+        0.0 => return "0".into(),
         v if v >= 1e6 => return format!("{}M", number(value / 1e6)),
         v if v >= 1e4 => return format!("{}k", number(value / 1e3)),
         v if v < 1e-3 => return format!("{value:.0e}"),

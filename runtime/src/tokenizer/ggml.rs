@@ -155,7 +155,7 @@ fn spm(gguf: &Gguf) -> Result<Tokenizer> {
 
     let prefix = flag(gguf, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let tokens: Vec<Token> = vocabulary.into_iter().map(|(text, kind)| hf::sentence_piece(text, kind)).collect();
-    let coder = Coder::Spm(Spm::new(&tokens, scores, special.unk, prefix));
+    let coder = Coder::Spm(Box::new(Spm::new(&tokens, scores, special.unk, prefix)));
     Tokenizer::assemble(coder, tokens, special, Joining::Bytes { strip: prefix })
 }
 
