@@ -19,7 +19,8 @@ pub struct Avx2(());
 impl Avx2 {
     /// Asks the CPU.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
+            .then_some(Self(()))
     }
 
     /// See [`super::Kernels::rows`].
@@ -229,7 +230,8 @@ macro_rules! dot_with_mins {
                         lanes[t][half] = _mm256_add_ps(lanes[t][half], product);
                     }
                     let sums = _mm_madd_epi16(mins, load_128::<[i16; 8]>(&acts.q8k.sums.as_chunks().0[at]));
-                    min_lanes[t] = _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
+                    min_lanes[t] =
+                        _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
                 }
             }
             for t in 0..T {

@@ -289,7 +289,12 @@ macro_rules! dot_with_mins {
             for (b, w) in blocks.iter().enumerate() {
                 let (scales, mins) = scalar::scales_mins(&w.scales);
                 let scales = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64)));
-                let scales: [_; 4] = [scales_of(scales, 0, 8), scales_of(scales, 1, 8), scales_of(scales, 2, 8), scales_of(scales, 3, 8)];
+                let scales: [_; 4] = [
+                    scales_of(scales, 0, 8),
+                    scales_of(scales, 1, 8),
+                    scales_of(scales, 2, 8),
+                    scales_of(scales, 3, 8),
+                ];
                 let mins = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(mins as i64));
                 let codes = $codes(w);
                 let (d, dmin) = (f32_of(w.d), f32_of(w.dmin));
@@ -301,12 +306,15 @@ macro_rules! dot_with_mins {
                     };
                     let mut sum = _mm512_setzero_si512();
                     for quarter in 0..4 {
-                        let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[quarter], load(&x[t][4 * b + quarter]));
+                        let part =
+                            _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[quarter], load(&x[t][4 * b + quarter]));
                         sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(part, scales[quarter]));
                     }
                     let scale = acts.q8k.d[at];
-                    lanes[t] = _mm512_add_ps(lanes[t], _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(d * scale)));
-                    min_lanes[t] = _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
+                    lanes[t] =
+                        _mm512_add_ps(lanes[t], _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(d * scale)));
+                    min_lanes[t] =
+                        _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
                 }
             }
             for t in 0..T {
@@ -349,7 +357,8 @@ fn codes_q5_k(w: &BlockQ5K) -> [__m512i; 4] {
     let qh = _mm512_broadcast_i64x4(load_256(&w.qh));
     // Bit 2p is the fifth of the low nibbles of quarter p, bit 2p + 1 of the high ones.
     let fifth = |p: u32| {
-        let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * p)) as i8), _mm256_set1_epi8((2u8 << (2 * p)) as i8));
+        let bit =
+            _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * p)) as i8), _mm256_set1_epi8((2u8 << (2 * p)) as i8));
         _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(qh, bit), 16)
     };
     [
@@ -371,7 +380,8 @@ fn dot_q6_k<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32
     let mut lanes = [_mm512_setzero_ps(); T];
     for (b, w) in blocks.iter().enumerate() {
         let scales = _mm512_cvtepi8_epi32(load_128(bytemuck::cast_ref(&w.scales)));
-        let scales: [_; 4] = [scales_of(scales, 0, 4), scales_of(scales, 1, 4), scales_of(scales, 2, 4), scales_of(scales, 3, 4)];
+        let scales: [_; 4] =
+            [scales_of(scales, 0, 4), scales_of(scales, 1, 4), scales_of(scales, 2, 4), scales_of(scales, 3, 4)];
         let codes = codes_q6_k(w);
         let d = f32_of(w.d);
         for t in 0..T {
@@ -401,7 +411,8 @@ fn codes_q6_k(w: &BlockQ6K) -> [__m512i; 4] {
         let low = load(bytemuck::cast_ref(&ql[i]));
         let high = load_256(&qh[i]);
         // Bits 0..2 and 2..4 of `qh` go to the low nibbles of the two 32, bits 4..6 and 6..8 to the high ones.
-        let first = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_slli_epi16::<4>(high)), _mm256_slli_epi16::<2>(high));
+        let first =
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_slli_epi16::<4>(high)), _mm256_slli_epi16::<2>(high));
         let second = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(high), _mm256_srli_epi16::<2>(high));
         [join(low, first), join(_mm512_srli_epi16::<4>(low), second)]
     };
@@ -436,4 +447,7 @@ macro_rules! dot_of_floats {
 }
 
 dot_of_floats!(dot_f16, GgmlType::F16, 2, |chunk| _mm512_cvtph_ps(load_256(chunk)));
-dot_of_floats!(dot_f32_row, GgmlType::F32, 4, |chunk| _mm512_castsi512_ps(load(bytemuck::cast_ref::<[u8; 64], [i8; 64]>(chunk))));
+dot_of_floats!(dot_f32_row, GgmlType::F32, 4, |chunk| _mm512_castsi512_ps(load(bytemuck::cast_ref::<
+    [u8; 64],
+    [i8; 64],
+>(chunk))));

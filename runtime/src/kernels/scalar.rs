@@ -70,7 +70,13 @@ pub fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mu
 /// Calls `dot(row, acts, from, out)` for every weight row and every tile of activation rows `from..from + out.len()`. Tiles
 /// go by outside, so that their codes stay near while the weight rows pass.
 #[inline(always)]
-pub(super) fn tiles(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], dot: impl Fn(&[u8], &Acts, usize, &mut [f32])) {
+pub(super) fn tiles(
+    w: &Matrix,
+    first: usize,
+    acts: &Acts,
+    out: &mut [f32],
+    dot: impl Fn(&[u8], &Acts, usize, &mut [f32]),
+) {
     let n = acts.n;
     for from in (0..n).step_by(TILE) {
         let to = (from + TILE).min(n);
@@ -452,7 +458,10 @@ mod tests {
     fn every_half_decodes_exactly() {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
-            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:04x}: {ours} {theirs}");
+            assert!(
+                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                "{bits:04x}: {ours} {theirs}"
+            );
         }
     }
 
@@ -483,8 +492,17 @@ mod tests {
     }
 
     const TYPES: [GgmlType; 11] = [
-        GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0,
-        GgmlType::Q5_1, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K,
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
     ];
 
     proptest! {
