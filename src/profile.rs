@@ -177,9 +177,17 @@ impl std::fmt::Display for Prediction {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         match self.decode_tokens_per_s {
             Some(rate) => {
-                writeln!(f, "  decode       at most {rate:.1} tokens/s: {} GB/s over {:.1} MB a forward", self.gb_per_s, megabytes(self.bytes_per_forward))?;
+                writeln!(
+                    f,
+                    "  decode       at most {rate:.1} tokens/s: {} GB/s over {:.1} MB a forward",
+                    self.gb_per_s,
+                    megabytes(self.bytes_per_forward)
+                )?;
             }
-            None => writeln!(f, "  latency      not predicted: this model does not decode, and its speed is a matter of arithmetic")?,
+            None => writeln!(
+                f,
+                "  latency      not predicted: this model does not decode, and its speed is a matter of arithmetic"
+            )?,
         }
         if let (Some(rate), Some(speed)) = (self.sustained_decode_tokens_per_s, self.sustained_gb_per_s) {
             writeln!(f, "               at most {rate:.1} tokens/s at the {speed} GB/s that reads reach there")?;

@@ -58,6 +58,12 @@ impl Default for Case {
 }
 
 impl Case {
+    /// This case, with the longest prompt up to its own that a model of `n_ctx` positions has room for.
+    pub fn within(self, task: Task, causal: bool, n_ctx: usize) -> Self {
+        let after = self.ctx(task, causal) - self.prompt;
+        Self { prompt: self.prompt.min(n_ctx.saturating_sub(after)).max(1), ..self }
+    }
+
     /// Positions that a sequence of this case takes.
     pub fn ctx(&self, task: Task, causal: bool) -> usize {
         if generates(task, causal) { self.prompt + self.generate } else { self.prompt }
@@ -312,4 +318,18 @@ fn text_of(tokenizer: &Tokenizer, n: usize, seq: usize) -> Result<String> {
 
 fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_shrinks_to_the_room_that_generation_leaves() {
+        let case = Case { prompt: 128, generate: 32, ..Case::default() };
+        assert_eq!(case.within(Task::Generate, true, 128).prompt, 96);
+        assert_eq!(case.within(Task::Classify, true, 128).prompt, 128);
+        assert_eq!(case.within(Task::Generate, true, 4096).prompt, 128);
+        assert_eq!(case.within(Task::Generate, true, 8).prompt, 1); // refused later, with both numbers
+    }
 }

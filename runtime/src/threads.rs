@@ -30,7 +30,7 @@ struct Shared {
     job: Mutex<Option<Job>>,
     /// Next chunk to take.
     next: AtomicUsize,
-    /// Workers that still hold the current job.
+    /// Workers that hold the current job.
     busy: AtomicUsize,
     wake: Condvar,
     sleepers: AtomicUsize,
@@ -79,7 +79,6 @@ impl Pool {
         // SAFETY: only the lifetime is erased; the wait below keeps `f` alive until no worker can touch it again.
         let run: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(f as *const (dyn Fn(usize) + Sync)) };
         s.next.store(0, Ordering::Relaxed);
-        s.busy.store(self.workers.len(), Ordering::Relaxed);
         {
             let mut job = s.job.lock().unwrap_or_else(|e| e.into_inner());
             *job = Some(Job { run, chunks });
@@ -90,6 +89,8 @@ impl Pool {
         }
         // Caught, so that the wait below happens whatever `f` does.
         let own = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| s.take(chunks, f)));
+        // A worker that the system has not let run yet is not waited for: it finds no job any more.
+        *s.job.lock().unwrap_or_else(|e| e.into_inner()) = None;
         let mut spins = 0;
         while s.busy.load(Ordering::Acquire) > 0 {
             spins += 1;
@@ -163,18 +164,21 @@ impl Shared {
                     job = self.wake.wait(job).unwrap_or_else(|e| e.into_inner());
                     self.sleepers.fetch_sub(1, Ordering::Relaxed);
                 }
-                // `run` waits for every worker, so no epoch can pass unseen.
                 seen = self.epoch.load(Ordering::Acquire);
+                if job.is_some() {
+                    self.busy.fetch_add(1, Ordering::Relaxed); // under the lock: `run` takes the job away, then looks here
+                }
                 *job
             };
             if let Some(Job { run, chunks }) = job {
-                // SAFETY: `run` waits until `busy` is zero before the closure dies, and this worker counts itself out last.
+                // SAFETY: this worker counted itself in while the job was there, and counts itself out last; `run` takes the
+                // job away and then waits until `busy` is zero before the closure dies.
                 let f = unsafe { &*run };
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.take(chunks, f))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
+                self.busy.fetch_sub(1, Ordering::Release);
             }
-            self.busy.fetch_sub(1, Ordering::Release);
         }
     }
 }

@@ -23,11 +23,13 @@ use std::time::Instant;
 
 /// Flags of `bench`.
 #[derive(clap::Args)]
-#[command(after_help = "The first token's time begins with the prompt as text: tokenization, prefill and the choice of the token. A later\n\
+#[command(
+    after_help = "The first token's time begins with the prompt as text: tokenization, prefill and the choice of the token. A later\n\
     token's time is one forward, the choice and its text. `engine_only` in the JSON leaves all but the forwards out, as\n\
     llama-bench does.\n\n\
     Example:\n  edgeft bench model.gguf --threads 2\n  edgeft bench model.gguf --json > before.json\n  edgeft bench model.gguf --compare before.json\n\
-    Exit code 3: slower than FILE, by 5 % or more and beyond chance (p < 0.01).\nNext:\n  edgeft serve model.gguf")]
+    Exit code 3: slower than FILE, by 5 % or more and beyond chance (p < 0.01).\nNext:\n  edgeft serve model.gguf"
+)]
 pub struct BenchArgs {
     /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
@@ -35,9 +37,9 @@ pub struct BenchArgs {
     /// Engine
     #[arg(long, value_enum, default_value = "cpu")]
     pub engine: BenchEngine,
-    /// Tokens of the prompt, or of a text that is classified
-    #[arg(long, default_value_t = 128, value_name = "N")]
-    pub prompt: usize,
+    /// Tokens of the prompt, or of a text that is classified [default: 128, or what the model has room for]
+    #[arg(long, value_name = "N")]
+    pub prompt: Option<usize>,
     /// Tokens generated
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub generate: usize,
@@ -74,10 +76,16 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         earlier.must_be_comparable(args, global.threads())?;
     }
 
-    let case = Case { prompt: args.prompt, generate: args.generate, batch: args.batch, runs: args.runs, ..Case::default() };
-    let (model, report) = measure(&args.model, case, global.threads())?;
+    let usual = Case::default();
+    let prompt = args.prompt.unwrap_or(usual.prompt);
+    let case = Case { prompt, generate: args.generate, batch: args.batch, runs: args.runs, ..usual };
+    let fitted = |model: &Model| match args.prompt {
+        Some(_) => case,
+        None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
+    };
+    let (model, report) = measure_case(&args.model, fitted, global.threads())?;
 
-    let prediction = profile.map(|p| p.predict(&model, &case, KV));
+    let prediction = profile.map(|p| p.predict(&model, &report.measurement.case, KV));
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
     let mut whole = report.json();
     if let Some(prediction) = &prediction {
@@ -95,8 +103,14 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Opens a MODEL on the CPU engine and measures it.
 pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
+    measure_case(name, |_| case, threads)
+}
+
+/// The same, of a case that depends on the model.
+fn measure_case(name: &str, case: impl FnOnce(&Model) -> Case, threads: usize) -> anyhow::Result<(Model, Report)> {
     let start = Instant::now();
     let model = open(name)?;
+    let case = case(&model);
     let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
     let mut engine = model.engine(&EngineOptions { threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
     let tokenizer = match model.tokenizer() {

@@ -35,8 +35,14 @@ pub fn run(args: &InspectArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let whole = json!({"file": path, "bytes": bytes.len(), "version": gguf.version, "alignment": gguf.alignment,
         "metadata": metadata, "tensors": tensors});
     show::report(global, &whole, || {
-        println!("{}: GGUF version {}, {}, {} keys, {} tensors\n", path.display(), gguf.version,
-            show::bytes(bytes.len() as u64), gguf.metadata.len(), gguf.tensors.len());
+        println!(
+            "{}: GGUF version {}, {}, {} keys, {} tensors\n",
+            path.display(),
+            gguf.version,
+            show::bytes(bytes.len() as u64),
+            gguf.metadata.len(),
+            gguf.tensors.len()
+        );
         for (key, value) in &gguf.metadata {
             println!("  {key} = {}", short(value));
         }
@@ -60,11 +66,14 @@ fn safetensors(args: &InspectArgs, bytes: &[u8], global: &Global) -> anyhow::Res
         .map(|(name, t)| (name, format!("{:?}", t.dtype()), t.shape().to_vec(), t.data().len()))
         .collect();
     rows.sort();
-    let tensors: Vec<_> = rows.iter().map(|(n, d, s, b)| json!({"name": n, "type": d, "dims": s, "bytes": b})).collect();
+    let tensors: Vec<_> =
+        rows.iter().map(|(n, d, s, b)| json!({"name": n, "type": d, "dims": s, "bytes": b})).collect();
     show::report(global, &json!({"file": args.file, "bytes": bytes.len(), "tensors": tensors}), || {
         println!("{}: safetensors, {}, {} tensors\n", args.file.display(), show::bytes(bytes.len() as u64), rows.len());
-        let cells: Vec<Vec<String>> =
-            rows.iter().map(|(n, d, s, b)| vec![n.clone(), format!("{s:?}"), d.clone(), show::bytes(*b as u64)]).collect();
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|(n, d, s, b)| vec![n.clone(), format!("{s:?}"), d.clone(), show::bytes(*b as u64)])
+            .collect();
         print!("{}", show::table(&cells));
     });
     Ok(ExitCode::SUCCESS)

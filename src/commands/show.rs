@@ -127,7 +127,9 @@ mod tests {
 
     #[test]
     fn bytes_have_units_people_read() {
-        for (n, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (7_345_678, "7.3 MB"), (2_500_000_000, "2.5 GB")] {
+        for (n, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (7_345_678, "7.3 MB"), (2_500_000_000, "2.5 GB")]
+        {
             assert_eq!(bytes(n), text);
         }
     }

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 /// Flags of `targets`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft targets\n  edgeft targets rpi5\nNext:\n  edgeft bench model.gguf --target rpi5")]
+#[command(
+    after_help = "Example:\n  edgeft targets\n  edgeft targets rpi5\nNext:\n  edgeft bench model.gguf --target rpi5"
+)]
 pub struct TargetsArgs {
     /// Profile to show in full
     #[arg(value_name = "NAME")]
@@ -56,7 +58,14 @@ fn detail(p: &Profile) {
     if let Some(s) = &p.sustained {
         println!("  sustained   {} GB/s\n              {}", s.gb_per_s, s.source);
     }
-    println!("  measured    {}", if p.measured { "yes, figures of edgeft were measured on it" } else { "no figure of edgeft was measured on it" });
+    println!(
+        "  measured    {}",
+        if p.measured {
+            "yes, figures of edgeft were measured on it"
+        } else {
+            "no figure of edgeft was measured on it"
+        }
+    );
     if !p.seen.is_empty() {
         println!("\nSeen by others, tokens/s:");
         let mut rows = vec![["model", "type", "prompt", "decode", "by"].map(str::to_owned).to_vec()];

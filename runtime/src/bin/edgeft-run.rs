@@ -24,7 +24,7 @@ edgeft-run: run and measure a small language model on a device
 Usage:
   edgeft-run run   MODEL.gguf -p TEXT [-n N] [--chat] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
   edgeft-run run   MODEL.gguf --question Q --context C
-  edgeft-run bench MODEL.gguf [--prompt 128] [--generate 32] [--batch 1] [--runs 5]
+  edgeft-run bench MODEL.gguf [--prompt 128, or what fits] [--generate 32] [--batch 1] [--runs 5]
 
 Everywhere:
   --threads N   threads that compute [default: as many as this process may use]
@@ -72,7 +72,8 @@ struct Arguments {
 
 /// Flags that take a value, by verb.
 const EVERYWHERE: [&str; 2] = ["--threads", "--ctx"];
-const OF_RUN: [&str; 9] = ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context"];
+const OF_RUN: [&str; 9] =
+    ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context"];
 const OF_BENCH: [&str; 4] = ["--prompt", "--generate", "--batch", "--runs"];
 
 impl Arguments {
@@ -94,10 +95,13 @@ impl Arguments {
                 "--json" => out.json = true,
                 "--chat" if out.verb == "run" => out.chat = true,
                 _ if own.contains(&flag) || EVERYWHERE.contains(&flag) => {
-                    let value = attached.or_else(|| rest.next().cloned()).ok_or_else(|| usage(flag, "needs a value"))?;
+                    let value =
+                        attached.or_else(|| rest.next().cloned()).ok_or_else(|| usage(flag, "needs a value"))?;
                     out.values.push((flag.to_owned(), value));
                 }
-                _ if flag.starts_with('-') => return Err(usage(flag, format!("no such flag of `{}`; see --help", out.verb))),
+                _ if flag.starts_with('-') => {
+                    return Err(usage(flag, format!("no such flag of `{}`; see --help", out.verb)));
+                }
                 _ if out.model.is_empty() => out.model = argument.clone(),
                 _ => return Err(usage(argument, "one MODEL is enough; put a prompt after -p, in quotes")),
             }
@@ -113,7 +117,9 @@ impl Arguments {
     }
 
     fn number<T: std::str::FromStr>(&self, flag: &str) -> Result<Option<T>> {
-        self.text(flag).map(|v| v.parse().map_err(|_| usage(flag, format!("`{v}` is not a number it takes")))).transpose()
+        self.text(flag)
+            .map(|v| v.parse().map_err(|_| usage(flag, format!("`{v}` is not a number it takes"))))
+            .transpose()
     }
 
     fn threads(&self) -> Result<usize> {
@@ -149,7 +155,8 @@ fn run(a: &Arguments) -> Result<()> {
         Task::Classify => {
             let scores = session.classify_text(prompt)?;
             let json: Vec<Value> = scores.iter().map(|s| json!({"label": s.label, "score": s.score})).collect();
-            let lines: Vec<String> = scores.iter().map(|s| format!("{:>6.2} %  {}", 100.0 * s.score, s.label)).collect();
+            let lines: Vec<String> =
+                scores.iter().map(|s| format!("{:>6.2} %  {}", 100.0 * s.score, s.label)).collect();
             print(a, &json!({ "labels": json }), &lines.join("\n"));
             Ok(())
         }
@@ -186,8 +193,12 @@ fn generate(a: &Arguments, model: &Model, session: &mut Session, prompt: &str, l
         "timings": {"load_ms": load_ms, "prompt_tokens": t.prompt_tokens, "ttft_ms": t.ttft_ms,
             "decode_tokens_per_s": t.decode_tokens_per_s}});
     print(a, &json, "");
-    eprintln!("{} prompt tokens, first token after {:.1} ms, {} tokens/s", t.prompt_tokens, t.ttft_ms,
-        t.decode_tokens_per_s.map_or("-".into(), |r| format!("{r:.1}")));
+    eprintln!(
+        "{} prompt tokens, first token after {:.1} ms, {} tokens/s",
+        t.prompt_tokens,
+        t.ttft_ms,
+        t.decode_tokens_per_s.map_or("-".into(), |r| format!("{r:.1}"))
+    );
     Ok(())
 }
 
@@ -197,8 +208,9 @@ fn print(a: &Arguments, json: &Value, text: &str) {
 
 fn bench(a: &Arguments) -> Result<()> {
     let usual = Case::default();
+    let prompt: Option<usize> = a.number("--prompt")?;
     let case = Case {
-        prompt: a.number("--prompt")?.unwrap_or(usual.prompt),
+        prompt: prompt.unwrap_or(usual.prompt),
         generate: a.number("--generate")?.unwrap_or(usual.generate),
         batch: a.number("--batch")?.unwrap_or(usual.batch),
         runs: a.number("--runs")?.unwrap_or(usual.runs),
@@ -207,8 +219,16 @@ fn bench(a: &Arguments) -> Result<()> {
     let threads = a.threads()?;
     let start = Instant::now();
     let model = Model::open(Path::new(&a.model))?;
+    let case = match prompt {
+        Some(_) => case,
+        None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
+    };
     let needed = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
-    let setup = SessionOptions { ctx: a.number("--ctx")?.or(Some(needed)), threads: Some(threads), ..SessionOptions::default() };
+    let setup = SessionOptions {
+        ctx: a.number("--ctx")?.or(Some(needed)),
+        threads: Some(threads),
+        ..SessionOptions::default()
+    };
     let mut engine = model.engine(&setup.engine(&model, case.batch.max(1)))?;
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
@@ -220,7 +240,8 @@ fn bench(a: &Arguments) -> Result<()> {
     let peak_mib = peak_mib(); // before the ceiling's buffer
     let ceiling = Ceiling::measure(&model, &measurement, threads, setup.kv);
     let device = Device::detect(&Kernels::detect()?);
-    let report = Report { engine: "cpu", model: a.model.clone(), threads, load_ms, peak_mib, measurement, ceiling, device };
+    let report =
+        Report { engine: "cpu", model: a.model.clone(), threads, load_ms, peak_mib, measurement, ceiling, device };
     print(a, &report.json(), report.to_string().trim_end());
     Ok(())
 }

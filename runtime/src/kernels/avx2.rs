@@ -10,7 +10,7 @@ use super::acts::Acts;
 use super::attention::{self, Seen};
 use super::scalar::{self, TILE};
 use crate::format::GgmlType;
-use crate::format::block::{self, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0};
+use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 
 /// Exists only where the CPU has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,8 @@ pub struct Avx2(());
 impl Avx2 {
     /// Asks the CPU.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
+            .then_some(Self(()))
     }
 
     /// See [`super::Kernels::rows`].
@@ -58,6 +59,9 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
     match w.ty {
         GgmlType::Q8_0 => tiles!(dot_q8_0),
         GgmlType::Q4_0 => tiles!(dot_q4_0),
+        GgmlType::Q4_1 => tiles!(dot_q4_1),
+        GgmlType::Q5_0 => tiles!(dot_q5_0),
+        GgmlType::Q5_1 => tiles!(dot_q5_1),
         GgmlType::Q4_K => tiles!(dot_q4_k),
         GgmlType::Q5_K => tiles!(dot_q5_k),
         GgmlType::Q6_K => tiles!(dot_q6_k),
@@ -127,9 +131,19 @@ fn nibbles(bytes: &[u8; 16]) -> __m256i {
     _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(low), low), _mm256_set1_epi8(15))
 }
 
+/// 16 where the fifth bit is set.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fifths(qh: [u8; 4]) -> __m256i {
+    let byte_of = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(qh)), byte_of);
+    _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(16))
+}
+
 /// Blocks of 32 signed codes.
 macro_rules! dot_of_blocks {
-    ($name:ident, $block:ty, $codes:expr) => {
+    ($name:ident, $block:ty, $codes:expr $(, $min:ident)?) => {
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn $name<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
@@ -147,17 +161,26 @@ macro_rules! dot_of_blocks {
                     let w: __m256i = $codes(&two[half]);
                     let magnitudes = _mm256_abs_epi8(w);
                     let scale = f32_of(two[half].d);
+                    $(let min = f32_of(two[half].$min);)?
                     for t in 0..T {
+                        let x_scale = d[t][2 * i + half];
                         let sums = _mm256_madd_epi16(pairs(w, magnitudes, load(&x[t][2 * i + half])), ones);
-                        let scale = _mm256_set1_ps(scale * d[t][2 * i + half]);
-                        lanes[t][half] = _mm256_add_ps(lanes[t][half], _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale));
+                        let sums = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale * x_scale));
+                        $(
+                            // Named after the field that holds the value of code 0.
+                            let $min = load(&acts.q8.minus128[(from + t) * acts.cols / 4..].as_chunks::<8>().0[2 * i + half]);
+                            let $min = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_srai_epi32::<7>($min));
+                            let $min = _mm256_mul_ps(_mm256_cvtepi32_ps($min), _mm256_set1_ps(min * x_scale));
+                            let sums = _mm256_add_ps(sums, $min);
+                        )?
+                        lanes[t][half] = _mm256_add_ps(lanes[t][half], sums);
                     }
                 }
             }
             for t in 0..T {
                 let mut last = [lanes_of(lanes[t])];
                 if let [odd] = odd {
-                    scalar::q8_block(blocks.len() - 1, odd, acts, from + t, &mut last);
+                    scalar::q8_blocks(blocks.len() - 1, std::slice::from_ref(odd), acts, from + t, &mut last);
                 }
                 out[t] = scalar::tree(last[0]);
             }
@@ -167,6 +190,11 @@ macro_rules! dot_of_blocks {
 
 dot_of_blocks!(dot_q8_0, BlockQ8_0, |w: &BlockQ8_0| load(&w.qs));
 dot_of_blocks!(dot_q4_0, BlockQ4_0, |w: &BlockQ4_0| _mm256_sub_epi8(nibbles(&w.qs), _mm256_set1_epi8(8)));
+dot_of_blocks!(dot_q4_1, BlockQ4_1, |w: &BlockQ4_1| nibbles(&w.qs), m);
+dot_of_blocks!(dot_q5_0, BlockQ5_0, |w: &BlockQ5_0| {
+    _mm256_sub_epi8(_mm256_or_si256(nibbles(&w.qs), fifths(w.qh)), _mm256_set1_epi8(16))
+});
+dot_of_blocks!(dot_q5_1, BlockQ5_1, |w: &BlockQ5_1| _mm256_or_si256(nibbles(&w.qs), fifths(w.qh)), m);
 
 /// Q4_K and Q5_K: unsigned codes, scales and mins of six bits.
 macro_rules! dot_with_mins {
@@ -202,7 +230,8 @@ macro_rules! dot_with_mins {
                         lanes[t][half] = _mm256_add_ps(lanes[t][half], product);
                     }
                     let sums = _mm_madd_epi16(mins, load_128::<[i16; 8]>(&acts.q8k.sums.as_chunks().0[at]));
-                    min_lanes[t] = _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
+                    min_lanes[t] =
+                        _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
                 }
             }
             for t in 0..T {

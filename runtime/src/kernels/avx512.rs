@@ -10,7 +10,7 @@ use super::acts::{Acts, Codes};
 use super::attention::{self, Seen};
 use super::scalar::{self, TILE};
 use crate::format::GgmlType;
-use crate::format::block::{self, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0};
+use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 
 /// Exists only where the CPU has AVX-512 F, BW, VL, DQ and VNNI (and F16C, which all of these have).
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,9 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
     match w.ty {
         GgmlType::Q8_0 => tiles!(dot_q8_0),
         GgmlType::Q4_0 => tiles!(dot_q4_0),
+        GgmlType::Q4_1 => tiles!(dot_q4_1),
+        GgmlType::Q5_0 => tiles!(dot_q5_0),
+        GgmlType::Q5_1 => tiles!(dot_q5_1),
         GgmlType::Q4_K => tiles!(dot_q4_k),
         GgmlType::Q5_K => tiles!(dot_q5_k),
         GgmlType::Q6_K => tiles!(dot_q6_k),
@@ -150,7 +153,7 @@ fn spread(pair: __m128) -> __m512 {
 
 /// Blocks of 32, two of them a register.
 macro_rules! dot_of_pairs {
-    ($name:ident, $block:ty, $codes:ident) => {
+    ($name:ident, $block:ty, $codes:ident $(, $min:ident)?) => {
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
         fn $name<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
@@ -164,11 +167,19 @@ macro_rules! dot_of_pairs {
             let mut lanes = [_mm512_setzero_ps(); T];
             for (p, [a, b]) in pairs.iter().enumerate() {
                 let u = $codes(a, b);
-                let scales = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(a.d.to_bits()) | i32::from(b.d.to_bits()) << 16));
+                let scales = pair(a.d, b.d);
+                $(let mins = pair(a.$min, b.$min);)?
                 for t in 0..T {
+                    let x_scales = _mm_setr_ps(d[t][p][0], d[t][p][1], 0.0, 0.0);
                     let sums = _mm512_cvtepi32_ps(products(u, &x[t].0[p], &x[t].1[p]));
-                    let scale = spread(_mm_mul_ps(scales, _mm_setr_ps(d[t][p][0], d[t][p][1], 0.0, 0.0)));
-                    lanes[t] = _mm512_add_ps(lanes[t], _mm512_mul_ps(sums, scale));
+                    let sums = _mm512_mul_ps(sums, spread(_mm_mul_ps(scales, x_scales)));
+                    $(
+                        // Named after the field that holds the value of code 0.
+                        let $min = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_srai_epi32::<7>(load_i32(&x[t].1[p])));
+                        let $min = _mm512_mul_ps(_mm512_cvtepi32_ps($min), spread(_mm_mul_ps(mins, x_scales)));
+                        let sums = _mm512_add_ps(sums, $min);
+                    )?
+                    lanes[t] = _mm512_add_ps(lanes[t], sums);
                 }
             }
             for t in 0..T {
@@ -176,7 +187,7 @@ macro_rules! dot_of_pairs {
                 // SAFETY: `last` is 64 writable bytes.
                 unsafe { _mm512_storeu_ps(last[0].as_mut_ptr(), lanes[t]) };
                 if let [odd] = odd {
-                    scalar::q8_block(blocks.len() - 1, odd, acts, from + t, &mut last);
+                    scalar::q8_blocks(blocks.len() - 1, std::slice::from_ref(odd), acts, from + t, &mut last);
                 }
                 out[t] = scalar::tree(last[0]);
             }
@@ -186,6 +197,16 @@ macro_rules! dot_of_pairs {
 
 dot_of_pairs!(dot_q8_0, BlockQ8_0, codes_q8_0);
 dot_of_pairs!(dot_q4_0, BlockQ4_0, codes_q4_0);
+dot_of_pairs!(dot_q4_1, BlockQ4_1, codes_q4_1, m);
+dot_of_pairs!(dot_q5_0, BlockQ5_0, codes_q5_0);
+dot_of_pairs!(dot_q5_1, BlockQ5_1, codes_q5_1, m);
+
+/// Two halves as floats.
+#[inline]
+#[target_feature(enable = "sse2,f16c")]
+fn pair(a: f16, b: f16) -> __m128 {
+    _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(a.to_bits()) | i32::from(b.to_bits()) << 16))
+}
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -197,14 +218,49 @@ fn codes_q8_0(a: &BlockQ8_0, b: &BlockQ8_0) -> __m512i {
     _mm512_xor_si512(both, _mm512_set1_epi8(-128))
 }
 
+/// Low nibbles of 16 bytes, then the high ones; then those of the other 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn nibble_pairs(a: &[u8; 16], b: &[u8; 16]) -> __m512i {
+    let twice = |bytes: &[u8; 16]| _mm256_broadcastsi128_si256(load_128(bytes));
+    let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(twice(a)), twice(b));
+    let four = 0x0004_0004_0004_0004;
+    let high = _mm512_set_epi64(four, four, 0, 0, four, four, 0, 0);
+    _mm512_and_si512(_mm512_srlv_epi16(both, high), _mm512_set1_epi8(15))
+}
+
+/// 16 where the fifth bit of two blocks is set.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn fifths(a: [u8; 4], b: [u8; 4]) -> __m512i {
+    let bits = u64::from(u32::from_le_bytes(a)) | u64::from(u32::from_le_bytes(b)) << 32;
+    _mm512_maskz_set1_epi8(bits, 16)
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn codes_q4_0(a: &BlockQ4_0, b: &BlockQ4_0) -> __m512i {
-    let twice = |block: &BlockQ4_0| _mm256_broadcastsi128_si256(load_128(&block.qs));
-    let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(twice(a)), twice(b));
-    let high = _mm512_set_epi64(0x0004_0004_0004_0004, 0x0004_0004_0004_0004, 0, 0, 0x0004_0004_0004_0004, 0x0004_0004_0004_0004, 0, 0);
-    let codes = _mm512_and_si512(_mm512_srlv_epi16(both, high), _mm512_set1_epi8(15));
-    _mm512_add_epi8(codes, _mm512_set1_epi8(120)) // code - 8 + 128
+    _mm512_add_epi8(nibble_pairs(&a.qs, &b.qs), _mm512_set1_epi8(120)) // code - 8 + 128
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn codes_q4_1(a: &BlockQ4_1, b: &BlockQ4_1) -> __m512i {
+    _mm512_add_epi8(nibble_pairs(&a.qs, &b.qs), _mm512_set1_epi8(-128))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn codes_q5_0(a: &BlockQ5_0, b: &BlockQ5_0) -> __m512i {
+    let codes = _mm512_or_si512(nibble_pairs(&a.qs, &b.qs), fifths(a.qh, b.qh));
+    _mm512_add_epi8(codes, _mm512_set1_epi8(112)) // code - 16 + 128
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn codes_q5_1(a: &BlockQ5_1, b: &BlockQ5_1) -> __m512i {
+    let codes = _mm512_or_si512(nibble_pairs(&a.qs, &b.qs), fifths(a.qh, b.qh));
+    _mm512_add_epi8(codes, _mm512_set1_epi8(-128))
 }
 
 /// The scales of one 64, from sixteen or eight in a register: `step` lanes share one.
@@ -233,7 +289,12 @@ macro_rules! dot_with_mins {
             for (b, w) in blocks.iter().enumerate() {
                 let (scales, mins) = scalar::scales_mins(&w.scales);
                 let scales = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64)));
-                let scales: [_; 4] = [scales_of(scales, 0, 8), scales_of(scales, 1, 8), scales_of(scales, 2, 8), scales_of(scales, 3, 8)];
+                let scales: [_; 4] = [
+                    scales_of(scales, 0, 8),
+                    scales_of(scales, 1, 8),
+                    scales_of(scales, 2, 8),
+                    scales_of(scales, 3, 8),
+                ];
                 let mins = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(mins as i64));
                 let codes = $codes(w);
                 let (d, dmin) = (f32_of(w.d), f32_of(w.dmin));
@@ -245,12 +306,15 @@ macro_rules! dot_with_mins {
                     };
                     let mut sum = _mm512_setzero_si512();
                     for quarter in 0..4 {
-                        let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[quarter], load(&x[t][4 * b + quarter]));
+                        let part =
+                            _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[quarter], load(&x[t][4 * b + quarter]));
                         sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(part, scales[quarter]));
                     }
                     let scale = acts.q8k.d[at];
-                    lanes[t] = _mm512_add_ps(lanes[t], _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(d * scale)));
-                    min_lanes[t] = _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
+                    lanes[t] =
+                        _mm512_add_ps(lanes[t], _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(d * scale)));
+                    min_lanes[t] =
+                        _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
                 }
             }
             for t in 0..T {
@@ -275,16 +339,7 @@ fn f32_of(h: f16) -> f32 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn nibbles(bytes: &[u8; 32]) -> __m512i {
-    let high = _mm512_set_epi64(
-        0x0004_0004_0004_0004,
-        0x0004_0004_0004_0004,
-        0x0004_0004_0004_0004,
-        0x0004_0004_0004_0004,
-        0,
-        0,
-        0,
-        0,
-    );
+    let high = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
     _mm512_and_si512(_mm512_srlv_epi16(_mm512_broadcast_i64x4(load_256(bytes)), high), _mm512_set1_epi8(15))
 }
 
@@ -302,7 +357,8 @@ fn codes_q5_k(w: &BlockQ5K) -> [__m512i; 4] {
     let qh = _mm512_broadcast_i64x4(load_256(&w.qh));
     // Bit 2p is the fifth of the low nibbles of quarter p, bit 2p + 1 of the high ones.
     let fifth = |p: u32| {
-        let bit = _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * p)) as i8), _mm256_set1_epi8((2u8 << (2 * p)) as i8));
+        let bit =
+            _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * p)) as i8), _mm256_set1_epi8((2u8 << (2 * p)) as i8));
         _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(qh, bit), 16)
     };
     [
@@ -324,7 +380,8 @@ fn dot_q6_k<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32
     let mut lanes = [_mm512_setzero_ps(); T];
     for (b, w) in blocks.iter().enumerate() {
         let scales = _mm512_cvtepi8_epi32(load_128(bytemuck::cast_ref(&w.scales)));
-        let scales: [_; 4] = [scales_of(scales, 0, 4), scales_of(scales, 1, 4), scales_of(scales, 2, 4), scales_of(scales, 3, 4)];
+        let scales: [_; 4] =
+            [scales_of(scales, 0, 4), scales_of(scales, 1, 4), scales_of(scales, 2, 4), scales_of(scales, 3, 4)];
         let codes = codes_q6_k(w);
         let d = f32_of(w.d);
         for t in 0..T {
@@ -354,7 +411,8 @@ fn codes_q6_k(w: &BlockQ6K) -> [__m512i; 4] {
         let low = load(bytemuck::cast_ref(&ql[i]));
         let high = load_256(&qh[i]);
         // Bits 0..2 and 2..4 of `qh` go to the low nibbles of the two 32, bits 4..6 and 6..8 to the high ones.
-        let first = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_slli_epi16::<4>(high)), _mm256_slli_epi16::<2>(high));
+        let first =
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_slli_epi16::<4>(high)), _mm256_slli_epi16::<2>(high));
         let second = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(high), _mm256_srli_epi16::<2>(high));
         [join(low, first), join(_mm512_srli_epi16::<4>(low), second)]
     };
@@ -389,4 +447,7 @@ macro_rules! dot_of_floats {
 }
 
 dot_of_floats!(dot_f16, GgmlType::F16, 2, |chunk| _mm512_cvtph_ps(load_256(chunk)));
-dot_of_floats!(dot_f32_row, GgmlType::F32, 4, |chunk| _mm512_castsi512_ps(load(bytemuck::cast_ref::<[u8; 64], [i8; 64]>(chunk))));
+dot_of_floats!(dot_f32_row, GgmlType::F32, 4, |chunk| _mm512_castsi512_ps(load(bytemuck::cast_ref::<
+    [u8; 64],
+    [i8; 64],
+>(chunk))));

@@ -70,7 +70,13 @@ pub fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mu
 /// Calls `dot(row, acts, from, out)` for every weight row and every tile of activation rows `from..from + out.len()`. Tiles
 /// go by outside, so that their codes stay near while the weight rows pass.
 #[inline(always)]
-pub(super) fn tiles(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], dot: impl Fn(&[u8], &Acts, usize, &mut [f32])) {
+pub(super) fn tiles(
+    w: &Matrix,
+    first: usize,
+    acts: &Acts,
+    out: &mut [f32],
+    dot: impl Fn(&[u8], &Acts, usize, &mut [f32]),
+) {
     let n = acts.n;
     for from in (0..n).step_by(TILE) {
         let to = (from + TILE).min(n);
@@ -139,41 +145,57 @@ pub(super) trait Block32: AnyBitPattern {
 pub(super) fn q8<B: Block32>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
     let w: &[B] = bytemuck::cast_slice(row);
     let mut lanes = [[0.0f32; LANES]; TILE];
-    for (b, w) in w.iter().enumerate() {
-        q8_block(b, w, acts, from, &mut lanes[..out.len()]);
+    for (i, some) in w.chunks(STRETCH).enumerate() {
+        q8_blocks(i * STRETCH, some, acts, from, &mut lanes[..out.len()]);
     }
-    out.iter_mut().zip(lanes).for_each(|(out, lanes)| *out = tree(lanes));
+    for (out, lanes) in out.iter_mut().zip(&lanes) {
+        *out = tree(*lanes);
+    }
 }
 
-/// Adds block `b` of a weight row to the lanes of a tile.
+/// Blocks of 32 that are decoded together.
+const STRETCH: usize = 8;
+
+/// Adds blocks `first..` of a weight row, at most [`STRETCH`], to the lanes of a tile.
 #[inline(always)]
-pub(super) fn q8_block<B: Block32>(b: usize, w: &B, acts: &Acts, from: usize, lanes: &mut [[f32; LANES]]) {
-    let (codes, (d, m)) = (bytemuck::cast::<[i8; 32], [[i8; GROUP]; 8]>(w.codes()), w.scales());
+pub(super) fn q8_blocks<B: Block32>(first: usize, w: &[B], acts: &Acts, from: usize, lanes: &mut [[f32; LANES]]) {
+    let mut codes = [[[0i8; GROUP]; 8]; STRETCH];
+    let mut scales = [(0.0, 0.0); STRETCH];
+    for (b, w) in w.iter().enumerate() {
+        codes[b] = bytemuck::cast(w.codes());
+        scales[b] = w.scales();
+    }
     for (t, lanes) in lanes.iter_mut().enumerate() {
-        let at = (from + t) * acts.cols + b * 32;
-        let (qs, minus128) = (&acts.q8.qs[at..][..32], &acts.q8.minus128[at / GROUP..][..8]);
-        let x = acts.q8.d[at / 32];
-        let lanes = &mut lanes[b % 2 * 8..][..8];
-        let qs = qs.as_chunks::<GROUP>().0;
-        for g in 0..8 {
-            let sum = four(word(&codes[g]), word(&qs[g])) as f32 * (d * x);
-            // codes of zero count the sum of the activations
-            lanes[g] += if B::MIN { sum + -(minus128[g] >> 7) as f32 * (m * x) } else { sum };
+        let at = (from + t) * acts.cols + first * 32;
+        let mut sums = [[0i32; 8]; STRETCH];
+        fours(codes.as_flattened(), &acts.q8.qs[at..][..32 * w.len()], sums.as_flattened_mut());
+        let minus128 = acts.q8.minus128[at / GROUP..].as_chunks::<8>().0;
+        for b in 0..w.len() {
+            let (x, (d, m)) = (acts.q8.d[at / 32 + b], scales[b]);
+            let lanes = &mut lanes.as_chunks_mut::<8>().0[(first + b) % 2];
+            for g in 0..8 {
+                let sum = sums[b][g] as f32 * (d * x);
+                // Codes of zero count the sum of the activations.
+                lanes[g] += if B::MIN { sum + -(minus128[b][g] >> 7) as f32 * (m * x) } else { sum };
+            }
         }
     }
 }
 
-/// Integer products of four neighbours, summed: each word holds four codes. Shifts keep all lanes alike, so that the compiler
-/// puts them into registers as they lie; single bytes it would handle one by one.
+/// Integer products of four neighbours, summed, for as many fours as `b` has. A long loop over whole words, all alike: the
+/// compiler puts as many into a register as it holds, while single bytes it would handle one by one.
 #[inline(always)]
-fn four(a: i32, b: i32) -> i32 {
-    (a << 24 >> 24) * (b << 24 >> 24)
-        + (a << 16 >> 24) * (b << 16 >> 24)
-        + (a << 8 >> 24) * (b << 8 >> 24)
-        + (a >> 24) * (b >> 24)
+fn fours(a: &[[i8; GROUP]], b: &[i8], out: &mut [i32]) {
+    for ((a, b), out) in a.iter().zip(b.as_chunks::<GROUP>().0).zip(out) {
+        let (a, b) = (word(a), word(b));
+        *out = (a << 24 >> 24) * (b << 24 >> 24)
+            + (a << 16 >> 24) * (b << 16 >> 24)
+            + (a << 8 >> 24) * (b << 8 >> 24)
+            + (a >> 24) * (b >> 24);
+    }
 }
 
-/// Four codes as one word; which of them stands lowest does not matter to [`four`].
+/// Four codes as one word; which of them stands lowest does not matter to a sum.
 #[inline(always)]
 fn word(codes: &[i8; GROUP]) -> i32 {
     i32::from_ne_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8])
@@ -284,12 +306,11 @@ pub(super) fn q8k<B: Block256>(row: &[u8], acts: &Acts, from: usize, out: &mut [
         for t in 0..out.len() {
             let at = (from + t) * acts.cols + b * 256;
             let (qs, x) = (&acts.q8k.qs[at..][..256], acts.q8k.d[at / 256]);
-            let mut sums = [0i32; LANES];
-            let qs = qs.as_chunks::<GROUP>().0;
+            let (mut parts, mut sums) = ([[0i32; LANES]; 4], [0i32; LANES]);
+            fours(&codes, qs, parts.as_flattened_mut());
             for quarter in 0..4 {
                 for lane in 0..LANES {
-                    let g = quarter * LANES + lane;
-                    sums[lane] += four(word(&codes[g]), word(&qs[g])) * scales[g / 4];
+                    sums[lane] += parts[quarter][lane] * scales[quarter * 4 + lane / 4];
                 }
             }
             for lane in 0..LANES {
@@ -437,7 +458,10 @@ mod tests {
     fn every_half_decodes_exactly() {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
-            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:04x}: {ours} {theirs}");
+            assert!(
+                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                "{bits:04x}: {ours} {theirs}"
+            );
         }
     }
 
@@ -468,8 +492,17 @@ mod tests {
     }
 
     const TYPES: [GgmlType; 11] = [
-        GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0,
-        GgmlType::Q5_1, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K,
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
     ];
 
     proptest! {

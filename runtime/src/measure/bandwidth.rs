@@ -29,7 +29,8 @@ pub fn weight_bytes(model: &Model) -> u64 {
     };
     let tensors = &model.gguf().tensors;
     let whole = tensors.iter().filter(|t| !gathered(&t.name)).map(|t| t.bytes).sum::<u64>();
-    let rows = tensors.iter().filter(|t| gathered(&t.name)).map(|t| t.bytes / t.dims.get(1).copied().unwrap_or(1).max(1));
+    let rows =
+        tensors.iter().filter(|t| gathered(&t.name)).map(|t| t.bytes / t.dims.get(1).copied().unwrap_or(1).max(1));
     whole + rows.sum::<u64>()
 }
 

@@ -113,7 +113,8 @@ impl Report {
 
     fn runs(&self) -> Vec<Value> {
         let m = &self.measurement;
-        let rates = m.prompt_rates().into_iter().zip(m.decode_rates().into_iter().map(Some).chain(std::iter::repeat(None)));
+        let rates =
+            m.prompt_rates().into_iter().zip(m.decode_rates().into_iter().map(Some).chain(std::iter::repeat(None)));
         let name = if m.generates { "ttft_ms" } else { "latency_ms" };
         m.runs
             .iter()
@@ -141,22 +142,34 @@ impl Report {
         if m.generates {
             row("first token", spread(&m.first_ms(), "ms"), "median ± median absolute deviation of the runs".into());
             if let Some(most) = self.ceiling.decode_tokens_per_s {
-                let share = self.ceiling.share.map_or(String::new(), |s| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * s));
+                let share = self
+                    .ceiling
+                    .share
+                    .map_or(String::new(), |s| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * s));
                 row("decode", spread(&m.decode_rates(), "tokens/s"), share);
             }
             let itl = m.itl_ms();
             let at = |share: f64| percentile(&itl, share).map_or("-".to_owned(), |v| format!("{v:.2}"));
-            let few = if itl.len() < 200 { format!("; {} samples, so p99 is a guess", itl.len()) } else { String::new() };
+            let few =
+                if itl.len() < 200 { format!("; {} samples, so p99 is a guess", itl.len()) } else { String::new() };
             row("next token", format!("{} ms", at(0.5)), format!("p90 {}, p99 {}{few}", at(0.9), at(0.99)));
         } else {
             let at = |share: f64| percentile(&m.first_ms(), share).map_or("-".to_owned(), |v| format!("{v:.2}"));
             row("latency", spread(&m.first_ms(), "ms"), format!("{texts}; p90 {}", at(0.9)));
         }
-        row("load", format!("{:.1} ms", self.load_ms), format!("first result of a new process after {:.1} ms", self.cold_start_ms()));
+        row(
+            "load",
+            format!("{:.1} ms", self.load_ms),
+            format!("first result of a new process after {:.1} ms", self.cold_start_ms()),
+        );
         if let Some(peak) = self.peak_mib {
             row("peak memory", format!("{peak:.1} MiB"), "resident set of the process".into());
         }
-        row("plain read", format!("{:.1} GB/s", self.ceiling.gb_per_s), "of as many bytes as a forward reads: the ceiling".into());
+        row(
+            "plain read",
+            format!("{:.1} GB/s", self.ceiling.gb_per_s),
+            "of as many bytes as a forward reads: the ceiling".into(),
+        );
         rows
     }
 }
@@ -169,7 +182,11 @@ impl std::fmt::Display for Report {
             write!(what, ", generate {}", case.generate)?;
         }
         let threads = if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
-        writeln!(f, "{}: {what}, batch {}, {threads}, {} runs after {}", self.model, case.batch, case.runs, case.warmups)?;
+        writeln!(
+            f,
+            "{}: {what}, batch {}, {threads}, {} runs after {}",
+            self.model, case.batch, case.runs, case.warmups
+        )?;
         writeln!(f, "{}\n", self.device)?;
         for [what, value, note] in self.rows() {
             writeln!(f, "{}", format!("  {what:<12} {value:<24} {note}").trim_end())?;
@@ -189,7 +206,13 @@ fn percentiles(samples: &[f64]) -> Value {
 fn spread(samples: &[f64], unit: &str) -> String {
     match (median(samples), mad(samples)) {
         (Some(median), Some(mad)) => {
-            let places = if median < 10.0 { 2 } else if median < 1000.0 { 1 } else { 0 };
+            let places = if median < 10.0 {
+                2
+            } else if median < 1000.0 {
+                1
+            } else {
+                0
+            };
             format!("{median:.places$} {unit} ± {mad:.places$}")
         }
         _ => "-".to_owned(),
@@ -228,7 +251,11 @@ mod tests {
             load_ms: 5.0,
             peak_mib: Some(12.5),
             measurement: Measurement { case, generates, tokenized: true, cold_first_ms: 120.0, runs },
-            ceiling: Ceiling { gb_per_s: 10.0, decode_tokens_per_s: generates.then_some(300.0), share: generates.then_some(0.5) },
+            ceiling: Ceiling {
+                gb_per_s: 10.0,
+                decode_tokens_per_s: generates.then_some(300.0),
+                share: generates.then_some(0.5),
+            },
             device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None },
         }
     }

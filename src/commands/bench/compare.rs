@@ -60,17 +60,25 @@ impl Earlier {
     /// # Errors
     /// A file that cannot be read, or whose last line is no bench.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|e| BadInput(format!("--compare: cannot read {}: {e}", file.display())))?;
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| BadInput(format!("--compare: cannot read {}: {e}", file.display())))?;
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         let Some((at, line)) = lines.last() else {
-            crate::bad_input!("--compare: {} is empty; make it with `edgeft bench MODEL --json > {}`", file.display(), file.display());
+            crate::bad_input!(
+                "--compare: {} is empty; make it with `edgeft bench MODEL --json > {}`",
+                file.display(),
+                file.display()
+            );
         };
         let json: Value = serde_json::from_str(line)
             .map_err(|e| BadInput(format!("--compare: {} line {}: not a JSON object: {e}", file.display(), at + 1)))?;
         let earlier = Self { file: file.to_owned(), json };
         if earlier.samples("prompt_tokens_per_s").is_empty() {
-            crate::bad_input!("--compare: {} line {}: no field `runs` with `prompt_tokens_per_s`; it must be a line of `edgeft bench --json`",
-                file.display(), at + 1);
+            crate::bad_input!(
+                "--compare: {} line {}: no field `runs` with `prompt_tokens_per_s`; it must be a line of `edgeft bench --json`",
+                file.display(),
+                at + 1
+            );
         }
         Ok(earlier)
     }
@@ -78,34 +86,50 @@ impl Earlier {
     /// # Errors
     /// Another case, or so few runs that no difference could be shown.
     pub fn must_be_comparable(&self, args: &BenchArgs, threads: usize) -> anyhow::Result<()> {
-        let now = [("prompt", args.prompt), ("batch", args.batch), ("threads", threads), ("generate", args.generate)];
-        for (name, now) in now {
-            match self.json[name].as_u64() {
-                Some(before) if before != now as u64 => {
-                    crate::bad_input!("--compare: {} was measured with --{name} {before}, this run has {now}; measure the same case",
-                        self.file.display());
-                }
-                _ => {} // null where it does not apply
-            }
+        for (name, now) in [("batch", args.batch), ("threads", threads), ("generate", args.generate)] {
+            self.must_be_same(name, now)?;
+        }
+        if let Some(prompt) = args.prompt {
+            self.must_be_same("prompt", prompt)?;
         }
         let before = self.samples("prompt_tokens_per_s").len();
         let least = least_p(before, args.runs);
         if least >= LEVEL {
-            crate::bad_input!("--compare: {before} runs in {} and --runs {} cannot show a difference at the level of {LEVEL} (the least p is {least:.3}); \
-                5 runs on both sides are enough", self.file.display(), args.runs);
+            crate::bad_input!(
+                "--compare: {before} runs in {} and --runs {} cannot show a difference at the level of {LEVEL} (the least p is {least:.3}); \
+                5 runs on both sides are enough",
+                self.file.display(),
+                args.runs
+            );
         }
         Ok(())
     }
 
+    fn must_be_same(&self, name: &str, now: usize) -> anyhow::Result<()> {
+        match self.json[name].as_u64() {
+            Some(before) if before != now as u64 => {
+                crate::bad_input!(
+                    "--compare: {} was measured with --{name} {before}, this run has {now}; measure the same case",
+                    self.file.display()
+                )
+            }
+            _ => Ok(()), // null where it does not apply
+        }
+    }
+
     /// # Errors
-    /// When the metrics of the two sides are not the same ones.
+    /// Another length of the prompt, or not the same metrics on both sides.
     pub fn compare(&self, report: &Report) -> anyhow::Result<Comparison> {
+        self.must_be_same("prompt", report.measurement.case.prompt)?; // where it was the model's own
         let now = [report.measurement.prompt_rates(), report.measurement.decode_rates()];
         let mut metrics = Vec::new();
         for ((metric, _), now) in METRICS.into_iter().zip(now) {
             let before = self.samples(metric);
             if before.is_empty() != now.is_empty() {
-                crate::bad_input!("--compare: {}: only one of the two models decodes, so {metric} cannot be compared", self.file.display());
+                crate::bad_input!(
+                    "--compare: {}: only one of the two models decodes, so {metric} cannot be compared",
+                    self.file.display()
+                );
             }
             metrics.extend(change(metric, &before, &now));
         }
@@ -139,7 +163,8 @@ impl Comparison {
     /// What was slower, in a line.
     pub fn verdict(&self) -> String {
         let slower = self.metrics.iter().filter(|m| m.slower);
-        let all: Vec<String> = slower.map(|m| format!("{} fell by {:.1} % (p = {:.4})", m.metric, -100.0 * m.change, m.p)).collect();
+        let all: Vec<String> =
+            slower.map(|m| format!("{} fell by {:.1} % (p = {:.4})", m.metric, -100.0 * m.change, m.p)).collect();
         format!("slower than {}: {}", self.file.display(), all.join(", "))
     }
 }
@@ -189,7 +214,11 @@ mod tests {
     fn a_file_that_is_no_bench_is_refused_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("before.json");
-        for (text, because) in [("", "is empty"), ("{}\nnot json\n", "line 2: not a JSON object"), ("{\"runs\":5}\n", "line 1: no field `runs`")] {
+        for (text, because) in [
+            ("", "is empty"),
+            ("{}\nnot json\n", "line 2: not a JSON object"),
+            ("{\"runs\":5}\n", "line 1: no field `runs`"),
+        ] {
             std::fs::write(&file, text).unwrap();
             let error = Earlier::read(&file).err().unwrap().to_string();
             assert!(error.contains(because), "{error}");
