@@ -152,7 +152,8 @@ impl Sums {
                 }
             }
             let (p, q) = (log_softmax(b), log_softmax(a));
-            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0);
+            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+            let kl = if kl < 0.0 { 0.0 } else { kl }; // rounding; `max` would turn NaN into 0, and NaN must fail
             let agree = argmax(a) == argmax(b);
             self.agree += usize::from(agree);
             if !agree && self.worst.as_ref().is_none_or(|(worst, _)| kl > *worst) {

@@ -467,7 +467,7 @@ mod tests {
         let error = Dataset::read(&path, None).unwrap_err();
         assert!(error.is_bad_input());
         let error = error.to_string();
-        assert!(error.ends_with("d.jsonl:2: no field `label`; the row has `lable`, `text`") , "{error}");
+        assert!(error.ends_with("d.jsonl:2: no field `label`; the row has `text`, `lable`") , "{error}");
     }
 
     #[test]
