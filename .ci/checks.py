@@ -27,7 +27,7 @@ def check(holds, line):
 def demo(task, file):
     d = json.loads(pathlib.Path(file).read_text().strip().splitlines()[-1])
     base, tuned = d["base"]["value"], d["tuned"]["value"]
-    better = {"sentiment": base < 0.6 and tuned >= 0.9, "story": tuned < base / 4, "answer": base < 0.1 and tuned >= 0.5}[task]
+    better = {"sentiment": base < 0.6 and tuned >= 0.9, "story": tuned < base / 4, "answer": base < 0.1 and tuned >= base + 0.1}[task]
     check(better, f"{task}: {d['tuned']['metric']} {base:.3f} -> {tuned:.3f}")
     for mix, verdict in d["verify"].items():
         check(verdict["pass"], f"{task}: {mix} passes, mean KL {verdict['mean_kl']:.1e}")
