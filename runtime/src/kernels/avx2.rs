@@ -180,7 +180,7 @@ macro_rules! dot_of_blocks {
             for t in 0..T {
                 let mut last = [lanes_of(lanes[t])];
                 if let [odd] = odd {
-                    scalar::q8_blocks(blocks.len() - 1, std::slice::from_ref(odd), acts, from + t, &mut last);
+                    scalar::q8_pair(blocks.len() / 2, std::slice::from_ref(odd), acts, from + t, &mut last);
                 }
                 out[t] = scalar::tree(last[0]);
             }

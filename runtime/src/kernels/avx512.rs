@@ -187,7 +187,7 @@ macro_rules! dot_of_pairs {
                 // SAFETY: `last` is 64 writable bytes.
                 unsafe { _mm512_storeu_ps(last[0].as_mut_ptr(), lanes[t]) };
                 if let [odd] = odd {
-                    scalar::q8_blocks(blocks.len() - 1, std::slice::from_ref(odd), acts, from + t, &mut last);
+                    scalar::q8_pair(blocks.len() / 2, std::slice::from_ref(odd), acts, from + t, &mut last);
                 }
                 out[t] = scalar::tree(last[0]);
             }

@@ -145,60 +145,57 @@ pub(super) trait Block32: AnyBitPattern {
 pub(super) fn q8<B: Block32>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
     let w: &[B] = bytemuck::cast_slice(row);
     let mut lanes = [[0.0f32; LANES]; TILE];
-    for (i, some) in w.chunks(STRETCH).enumerate() {
-        q8_blocks(i * STRETCH, some, acts, from, &mut lanes[..out.len()]);
+    for (i, pair) in w.chunks(2).enumerate() {
+        q8_pair(i, pair, acts, from, &mut lanes[..out.len()]);
     }
     for (out, lanes) in out.iter_mut().zip(&lanes) {
         *out = tree(*lanes);
     }
 }
 
-/// Blocks of 32 that are decoded together.
-const STRETCH: usize = 8;
-
-/// Adds blocks `first..` of a weight row, at most [`STRETCH`], to the lanes of a tile.
+/// Adds blocks `2 * i` and the next, where there is one, to the lanes of a tile.
 #[inline(always)]
-pub(super) fn q8_blocks<B: Block32>(first: usize, w: &[B], acts: &Acts, from: usize, lanes: &mut [[f32; LANES]]) {
-    let mut codes = [[[0i8; GROUP]; 8]; STRETCH];
-    let mut scales = [(0.0, 0.0); STRETCH];
+pub(super) fn q8_pair<B: Block32>(i: usize, w: &[B], acts: &Acts, from: usize, lanes: &mut [[f32; LANES]]) {
+    let (mut codes, mut scales) = ([0i8; 64], [(0.0, 0.0); 2]);
     for (b, w) in w.iter().enumerate() {
-        codes[b] = bytemuck::cast(w.codes());
+        codes[b * 32..][..32].copy_from_slice(&w.codes());
         scales[b] = w.scales();
     }
     for (t, lanes) in lanes.iter_mut().enumerate() {
-        let at = (from + t) * acts.cols + first * 32;
-        let mut sums = [[0i32; 8]; STRETCH];
-        fours(codes.as_flattened(), &acts.q8.qs[at..][..32 * w.len()], sums.as_flattened_mut());
-        let minus128 = acts.q8.minus128[at / GROUP..].as_chunks::<8>().0;
+        let at = (from + t) * acts.cols + i * 64;
+        let (mut sums, mut alone) = ([0i32; LANES], [0i8; 64]);
+        let qs = &acts.q8.qs[at..][..32 * w.len()];
+        fours(
+            &codes,
+            qs.try_into().unwrap_or_else(|_| {
+                alone[..qs.len()].copy_from_slice(qs);
+                &alone
+            }),
+            &mut sums,
+        );
         for b in 0..w.len() {
             let (x, (d, m)) = (acts.q8.d[at / 32 + b], scales[b]);
-            let lanes = &mut lanes.as_chunks_mut::<8>().0[(first + b) % 2];
+            let minus128 = &acts.q8.minus128[at / GROUP + b * 8..][..8];
             for g in 0..8 {
-                let sum = sums[b][g] as f32 * (d * x);
+                let sum = sums[b * 8 + g] as f32 * (d * x);
                 // Codes of zero count the sum of the activations.
-                lanes[g] += if B::MIN { sum + -(minus128[b][g] >> 7) as f32 * (m * x) } else { sum };
+                lanes[b * 8 + g] += if B::MIN { sum + -(minus128[g] >> 7) as f32 * (m * x) } else { sum };
             }
         }
     }
 }
 
-/// Integer products of four neighbours, summed, for as many fours as `b` has. A long loop over whole words, all alike: the
-/// compiler puts as many into a register as it holds, while single bytes it would handle one by one.
-#[inline(always)]
-fn fours(a: &[[i8; GROUP]], b: &[i8], out: &mut [i32]) {
-    for ((a, b), out) in a.iter().zip(b.as_chunks::<GROUP>().0).zip(out) {
-        let (a, b) = (word(a), word(b));
-        *out = (a << 24 >> 24) * (b << 24 >> 24)
-            + (a << 16 >> 24) * (b << 16 >> 24)
-            + (a << 8 >> 24) * (b << 8 >> 24)
-            + (a >> 24) * (b >> 24);
+/// Integer products of four neighbours, summed. On its own, because the compiler puts these loops into registers only as long
+/// as it does not see the arrays' makers; the wider levels have instructions for it.
+#[inline(never)]
+fn fours(a: &[i8; 64], b: &[i8; 64], out: &mut [i32; LANES]) {
+    let mut products = [0i16; 64];
+    for i in 0..64 {
+        products[i] = i16::from(a[i]) * i16::from(b[i]);
     }
-}
-
-/// Four codes as one word; which of them stands lowest does not matter to a sum.
-#[inline(always)]
-fn word(codes: &[i8; GROUP]) -> i32 {
-    i32::from_ne_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8])
+    for (out, four) in out.iter_mut().zip(products.as_chunks::<GROUP>().0) {
+        *out = i32::from(four[0]) + i32::from(four[1]) + i32::from(four[2]) + i32::from(four[3]);
+    }
 }
 
 impl Block32 for BlockQ8_0 {
@@ -302,15 +299,15 @@ pub(super) fn q8k<B: Block256>(row: &[u8], acts: &Acts, from: usize, out: &mut [
     let mut lanes = [[0.0f32; LANES]; TILE];
     let mut min_lanes = [[0.0f32; 4]; TILE];
     for (b, w) in w.iter().enumerate() {
-        let (codes, scales, d) = (bytemuck::cast::<[i8; 256], [[i8; GROUP]; 64]>(w.codes()), w.scales(), w.d());
+        let (codes, scales, d) = (w.codes(), w.scales(), w.d());
         for t in 0..out.len() {
             let at = (from + t) * acts.cols + b * 256;
             let (qs, x) = (&acts.q8k.qs[at..][..256], acts.q8k.d[at / 256]);
-            let (mut parts, mut sums) = ([[0i32; LANES]; 4], [0i32; LANES]);
-            fours(&codes, qs, parts.as_flattened_mut());
-            for quarter in 0..4 {
+            let (mut part, mut sums) = ([0i32; LANES], [0i32; LANES]);
+            for (quarter, (codes, qs)) in codes.as_chunks::<64>().0.iter().zip(qs.as_chunks::<64>().0).enumerate() {
+                fours(codes, qs, &mut part);
                 for lane in 0..LANES {
-                    sums[lane] += parts[quarter][lane] * scales[quarter * 4 + lane / 4];
+                    sums[lane] += part[lane] * scales[quarter * 4 + lane / 4];
                 }
             }
             for lane in 0..LANES {
@@ -366,9 +363,12 @@ impl Block256 for BlockQ4K {
     fn codes(&self) -> [i8; 256] {
         let mut out = [0; 256];
         for (out, qs) in out.as_chunks_mut::<64>().0.iter_mut().zip(self.qs.as_chunks::<32>().0) {
+            let (low, high) = out.split_at_mut(32);
             for i in 0..32 {
-                out[i] = (qs[i] & 15) as i8;
-                out[i + 32] = (qs[i] >> 4) as i8;
+                low[i] = (qs[i] & 15) as i8;
+            }
+            for i in 0..32 {
+                high[i] = (qs[i] >> 4) as i8;
             }
         }
         out

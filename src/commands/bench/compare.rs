@@ -187,7 +187,7 @@ impl std::fmt::Display for Comparison {
                 if m.slower { "SLOWER" } else { "ok" }.into(),
             ]);
         }
-        f.write_str(show::table(&rows).trim_end_matches('\n'))
+        f.write_str(show::table_with(&rows, &[0, 5]).trim_end_matches('\n'))
     }
 }
 
