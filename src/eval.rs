@@ -69,7 +69,9 @@ fn fits(subject: &Subject, task: TaskName) -> anyhow::Result<()> {
         None => (false, "it has no head"),
     };
     if !ok {
-        crate::bad_input!("the model cannot be judged on --task {task}: {is}; tune it for the task first, or give other rows");
+        crate::bad_input!(
+            "the model cannot be judged on --task {task}: {is}; tune it for the task first, or give other rows"
+        );
     }
     Ok(())
 }
@@ -193,7 +195,9 @@ impl Evaluation {
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |i: &Interval, unit: f64| format!("{:.2} (95 %: {:.2} to {:.2})", i.value * unit, i.low * unit, i.high * unit);
+        let of = |i: &Interval, unit: f64| {
+            format!("{:.2} (95 %: {:.2} to {:.2})", i.value * unit, i.low * unit, i.high * unit)
+        };
         writeln!(f, "{} rows, task {}", self.examples, self.task)?;
         if let Some(p) = &self.perplexity {
             writeln!(f, "  perplexity  {}", of(p, 1.0))?;
@@ -204,7 +208,11 @@ impl fmt::Display for Evaluation {
         if let Some(c) = &self.classes {
             writeln!(f, "  accuracy    {} %\n  macro F1    {} %", of(&c.accuracy, 100.0), of(&c.macro_f1, 100.0))?;
             for p in c.confusion.per_class() {
-                writeln!(f, "  {:<12} F1 {:.3}, precision {:.3}, recall {:.3}, {} rows", p.label, p.f1, p.precision, p.recall, p.support)?;
+                writeln!(
+                    f,
+                    "  {:<12} F1 {:.3}, precision {:.3}, recall {:.3}, {} rows",
+                    p.label, p.f1, p.precision, p.recall, p.support
+                )?;
             }
         }
         if let Some(loss) = self.loss {

@@ -23,7 +23,8 @@ pub fn tokenizer_files(opened: &Opened) -> anyhow::Result<TokenizerFiles> {
     let special = specials(opened)?;
     let (first, last) = added_by_template(&json, special.bos.or(special.cls), special.eos.or(special.sep))
         .map_err(|e| BadInput(format!("{}: {e}", opened.name)))?;
-    let sentencepiece_model = match opened.base_path.as_ref().map(|p| p.join("tokenizer.model")).filter(|p| p.is_file()) {
+    let sentencepiece_model = match opened.base_path.as_ref().map(|p| p.join("tokenizer.model")).filter(|p| p.is_file())
+    {
         Some(path) => Some(std::fs::read(path)?),
         None => None,
     };
@@ -59,11 +60,13 @@ pub fn tokenizer(opened: &Opened) -> anyhow::Result<Tokenizer> {
 
 /// Ids with a role: tokenizer_config.json names them, config.json numbers them.
 fn specials(opened: &Opened) -> anyhow::Result<Specials> {
-    let vocab = Vocabulary::of(&opened.text).map_err(|e| BadInput(format!("{}: tokenizer.json: not valid JSON: {e}", opened.name)))?;
+    let vocab = Vocabulary::of(&opened.text)
+        .map_err(|e| BadInput(format!("{}: tokenizer.json: not valid JSON: {e}", opened.name)))?;
     let named = |key: &str| opened.text.special(key).and_then(|t| vocab.id(t));
     let eos = named("eos_token").or(opened.config.eos_token_ids.first().copied());
     let template = opened.text.chat_template.as_deref().unwrap_or_default();
-    let eot = ENDS_OF_TURN.iter().filter(|t| template.contains(**t)).find_map(|t| vocab.id(t)).filter(|t| Some(*t) != eos);
+    let eot =
+        ENDS_OF_TURN.iter().filter(|t| template.contains(**t)).find_map(|t| vocab.id(t)).filter(|t| Some(*t) != eos);
     let encoder = !opened.config.family.is_decoder();
     let (cls, sep) = (named("cls_token").or(vocab.id("[CLS]")), named("sep_token").or(vocab.id("[SEP]")));
     Ok(Specials {

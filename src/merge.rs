@@ -63,7 +63,10 @@ impl<'a> Merged<'a> {
                     };
                     if let Some(module) = name.strip_suffix(".lora_A.weight") {
                         let at = checkpoint_name(base, &format!("{module}.weight"));
-                        let (a, b) = (adapter.tensors.shape(key), adapter.tensors.shape(&format!("{PREFIX}{module}.lora_B.weight")));
+                        let (a, b) = (
+                            adapter.tensors.shape(key),
+                            adapter.tensors.shape(&format!("{PREFIX}{module}.lora_B.weight")),
+                        );
                         match (shapes.get(&at).map(Vec::as_slice), a.as_deref(), b.as_deref()) {
                             (Some([out, input]), Some([r, i]), Some([o, r2])) if out == o && input == i && r == r2 => {
                                 folded.insert(at, module.to_owned());
@@ -73,7 +76,9 @@ impl<'a> Merged<'a> {
                                 "{}: `{module}`: A {a:?} and B {b:?} do not fit the base's {w:?}; is it the base it was tuned on?",
                                 file.display()
                             ),
-                            (Some(_), ..) => crate::bad_input!("{}: `{module}` has lora_A but no lora_B", file.display()),
+                            (Some(_), ..) => {
+                                crate::bad_input!("{}: `{module}` has lora_A but no lora_B", file.display())
+                            }
                         }
                     } else if !name.ends_with(".lora_B.weight") {
                         let at = checkpoint_name(base, name);
@@ -121,7 +126,10 @@ impl<'a> Merged<'a> {
         for (name, shape) in &self.tensors {
             let end = offset + shape.iter().product::<usize>() as u64 * size;
             let dtype = if half { "F16" } else { "F32" };
-            header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}));
+            header.insert(
+                name.clone(),
+                serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}),
+            );
             offset = end;
         }
         let mut head = serde_json::to_vec(&header)?;

@@ -62,7 +62,8 @@ pub fn html(data: &ReportData) -> String {
         body.push_str("<section class=\"facts\" role=\"list\">");
         for (name, value) in &data.facts {
             let class = if value.chars().count() > 16 { " class=\"long\"" } else { "" };
-            let _ = write!(body, "<div role=\"listitem\"><dt>{}</dt><dd{class}>{}</dd></div>", escape(name), escape(value));
+            let _ =
+                write!(body, "<div role=\"listitem\"><dt>{}</dt><dd{class}>{}</dd></div>", escape(name), escape(value));
         }
         body.push_str("</section>");
     }
@@ -77,14 +78,19 @@ pub fn html(data: &ReportData) -> String {
         .collect();
     if !figures.is_empty() {
         let note = "Rows are the truth, columns the prediction; a percentage is a share of its row.";
-        let _ = write!(body, "<section><h2>What was predicted</h2><div class=\"pair\">{}</div><p class=\"note\">{note}</p></section>", figures.concat());
+        let _ = write!(
+            body,
+            "<section><h2>What was predicted</h2><div class=\"pair\">{}</div><p class=\"note\">{note}</p></section>",
+            figures.concat()
+        );
     }
     data.tables.iter().for_each(|t| table(&mut body, t));
     if !data.samples.is_empty() {
         body.push_str("<section><h2>Samples</h2>");
         for (asked, said) in &data.samples {
             let (asked, said) = (escape(asked), escape(said));
-            let _ = write!(body, "<div class=\"sample\"><p class=\"asked\">{asked}</p><p class=\"said\">{said}</p></div>");
+            let _ =
+                write!(body, "<div class=\"sample\"><p class=\"asked\">{asked}</p><p class=\"said\">{said}</p></div>");
         }
         body.push_str("</section>");
     }
@@ -110,14 +116,21 @@ fn table(out: &mut String, table: &Table) {
     let cell = |row: &Vec<String>, c: usize| row.get(c).cloned().unwrap_or_default();
     let width = table.rows.iter().map(Vec::len).chain([table.columns.len()]).max().unwrap_or(0);
     let numeric: Vec<bool> = (0..width)
-        .map(|c| table.rows.iter().any(|r| is_number(&cell(r, c))) && table.rows.iter().all(|r| is_number(&cell(r, c)) || is_blank(&cell(r, c))))
+        .map(|c| {
+            table.rows.iter().any(|r| is_number(&cell(r, c)))
+                && table.rows.iter().all(|r| is_number(&cell(r, c)) || is_blank(&cell(r, c)))
+        })
         .collect();
     let class = |c: usize, text: &str| match (numeric[c], text.chars().count() > 40) {
         (true, _) => " class=\"number\"",
         (false, true) => " class=\"words\"",
         (false, false) => "",
     };
-    let _ = write!(out, "<section><h2>{}</h2><div class=\"scroll\"><table class=\"plain\"><thead><tr>", escape(&table.title));
+    let _ = write!(
+        out,
+        "<section><h2>{}</h2><div class=\"scroll\"><table class=\"plain\"><thead><tr>",
+        escape(&table.title)
+    );
     for c in 0..width {
         let name = table.columns.get(c).map_or("", String::as_str);
         let _ = write!(out, "<th{}>{}</th>", class(c, ""), escape(name));
@@ -191,7 +204,10 @@ mod tests {
             tables: vec![Table {
                 title: "Gate".into(),
                 columns: vec!["type".into(), "mean KL".into(), "gate".into()],
-                rows: vec![vec!["q8_0".into(), "0.001".into(), "pass".into()], vec!["q4_0".into(), "—".into(), "fail".into()]],
+                rows: vec![
+                    vec!["q8_0".into(), "0.001".into(), "pass".into()],
+                    vec!["q4_0".into(), "—".into(), "fail".into()],
+                ],
                 note: "<i>".into(),
             }],
             samples: vec![("<u>asked".into(), "said & done\u{7}".into())],
@@ -220,7 +236,10 @@ mod tests {
     #[test]
     fn every_tag_that_opens_closes() {
         let page = html(&full());
-        for tag in ["main", "header", "section", "div", "table", "tr", "td", "th", "svg", "text", "figure", "p", "ol", "li", "dd"] {
+        for tag in [
+            "main", "header", "section", "div", "table", "tr", "td", "th", "svg", "text", "figure", "p", "ol", "li",
+            "dd",
+        ] {
             let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         }

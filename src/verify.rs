@@ -88,12 +88,21 @@ struct Sums {
 ///
 /// # Errors
 /// What either side reports; other numbers of logits.
-pub fn compare(subject: &mut Subject, reference: &mut Subject, rows: &[Row], bounds: Bounds) -> anyhow::Result<Verification> {
+pub fn compare(
+    subject: &mut Subject,
+    reference: &mut Subject,
+    rows: &[Row],
+    bounds: Bounds,
+) -> anyhow::Result<Verification> {
     let mut sums = Sums::default();
     for row in rows {
         let (a, b) = (subject.logits(row)?, reference.logits(row)?);
         if a.width != b.width {
-            crate::bad_input!("the subject gives {} numbers a position, the reference {}; are they the same model?", a.width, b.width);
+            crate::bad_input!(
+                "the subject gives {} numbers a position, the reference {}; are they the same model?",
+                a.width,
+                b.width
+            );
         }
         if subject.task() == Some(Task::Span) {
             for s in 0..2 {
@@ -122,7 +131,10 @@ pub fn compare_recorded(subject: &mut Subject, reference: &Reference, bounds: Bo
             Outputs::Class { logits } => sums.add(row, &a.values, &logits[i], a.width)?,
             Outputs::Span { start, end } => {
                 if a.width != 2 {
-                    crate::bad_input!("the reference answers with spans, the subject gives {} numbers a position", a.width);
+                    crate::bad_input!(
+                        "the reference answers with spans, the subject gives {} numbers a position",
+                        a.width
+                    );
                 }
                 sums.add(row, &side(&a.values, 0), &start[i], start[i].len())?;
                 sums.add(row, &side(&a.values, 1), &end[i], end[i].len())?;
@@ -141,7 +153,12 @@ impl Sums {
     /// (n, width) logits of both sides.
     fn add(&mut self, row: &Row, subject: &[f32], reference: &[f32], width: usize) -> anyhow::Result<()> {
         if subject.len() != reference.len() || width == 0 {
-            crate::bad_input!("row {}: the subject gives {} numbers, the reference {}", row.source, subject.len(), reference.len());
+            crate::bad_input!(
+                "row {}: the subject gives {} numbers, the reference {}",
+                row.source,
+                subject.len(),
+                reference.len()
+            );
         }
         for (position, (a, b)) in subject.chunks(width).zip(reference.chunks(width)).enumerate() {
             for (i, (x, y)) in a.iter().zip(b).enumerate() {
@@ -157,7 +174,12 @@ impl Sums {
             let agree = argmax(a) == argmax(b);
             self.agree += usize::from(agree);
             if !agree && self.worst.as_ref().is_none_or(|(worst, _)| kl > *worst) {
-                let place = format!("row {}, position {position}: top 1 is {} against {}, KL {kl:.4}", row.source, argmax(a), argmax(b));
+                let place = format!(
+                    "row {}, position {position}: top 1 is {} against {}, KL {kl:.4}",
+                    row.source,
+                    argmax(a),
+                    argmax(b)
+                );
                 self.worst = Some((kl, place));
             }
             self.kl.push(kl);
@@ -202,7 +224,12 @@ impl Sums {
             broken.push(format!("top-1 agreement {top1:.4} under {:.4}", bounds.min_top1.unwrap_or_default()));
         }
         if bounds.max_abs.is_some_and(|b| !(self.max_abs <= b)) {
-            broken.push(format!("largest difference {:.2e} over {:.2e} at {}", self.max_abs, bounds.max_abs.unwrap_or_default(), self.max_at));
+            broken.push(format!(
+                "largest difference {:.2e} over {:.2e} at {}",
+                self.max_abs,
+                bounds.max_abs.unwrap_or_default(),
+                self.max_at
+            ));
         }
         if let Some(a) = accuracy
             && a.subject < a.reference - 0.01
@@ -279,7 +306,11 @@ mod tests {
     #[test]
     fn kl_of_two_coins_is_by_hand() {
         // reference: (0.5, 0.5), subject: (0.8, 0.2): KL = 0.5 ln(0.5/0.8) + 0.5 ln(0.5/0.2) = 0.2231
-        let v = measure(&[4f32.ln(), 0.0, 0.0, 0.0], &[0.0, 0.0, 0.0, 0.0], Bounds { max_kl: None, min_top1: None, max_abs: None });
+        let v = measure(
+            &[4f32.ln(), 0.0, 0.0, 0.0],
+            &[0.0, 0.0, 0.0, 0.0],
+            Bounds { max_kl: None, min_top1: None, max_abs: None },
+        );
         assert!((v.mean_kl - 0.223_143_55 / 2.0).abs() < 1e-7, "{}", v.mean_kl);
         let p = v.perplexity.unwrap();
         assert!((p.subject - 5.0).abs() < 1e-6 && (p.reference - 2.0).abs() < 1e-6, "{p:?}");

@@ -9,8 +9,8 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Mutex;
 
-use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 use serde_json::Value as Json;
 
@@ -80,7 +80,9 @@ impl ChatTemplate {
         }
         let (compiled, has_generation) = generation_as_filter(source);
         let mut env = Environment::new();
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| template_error(&e))?);
+        env.set_syntax(
+            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| template_error(&e))?,
+        );
         env.set_fuel(Some(FUEL));
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_filter("tojson", to_json);
@@ -167,7 +169,8 @@ impl ChatTemplate {
                      {{% generation %}} blocks, or one that leaves earlier turns as they are"
                 ))
             };
-            let prompt = self.render(&messages[..turn], true, tools).map_err(|e| e.at(&format!("before message {turn}")))?;
+            let prompt =
+                self.render(&messages[..turn], true, tools).map_err(|e| e.at(&format!("before message {turn}")))?;
             let mut upto = self.render(&messages[..=turn], false, tools)?;
             // Some templates close a whole chat, not each turn, with EOS.
             if !text.starts_with(&upto) && !self.eos_token.is_empty() && upto.ends_with(&self.eos_token) {
@@ -317,7 +320,17 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) ->
 /// C's `strftime` for a date at midnight: the fields that templates ask for.
 fn strftime(format: &str, (year, month, day): (u16, u8, u8)) -> Result<String, minijinja::Error> {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -476,7 +489,8 @@ mod tests {
 
     #[test]
     fn renders_that_disagree_are_refused() {
-        let forgets = "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}";
+        let forgets =
+            "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}";
         let error = template(forgets).spans(&chat(), None).unwrap_err().to_string();
         assert!(error.starts_with("chat template: message 1: the template writes this turn differently"), "{error}");
     }

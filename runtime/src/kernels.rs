@@ -80,7 +80,11 @@ impl Kernels {
             Some(level) => Ok(Self { level: *level }),
             None => {
                 let names: Vec<&str> = have.iter().map(|l| l.name()).collect();
-                Err(Error::new(Kind::Input, "EDGEFT_ISA", format!("`{wanted}` is not to be had here; this CPU has: {}", names.join(", "))))
+                Err(Error::new(
+                    Kind::Input,
+                    "EDGEFT_ISA",
+                    format!("`{wanted}` is not to be had here; this CPU has: {}", names.join(", ")),
+                ))
             }
         }
     }

@@ -71,7 +71,8 @@ impl KvCache {
     pub fn reserve(&mut self, seq: usize, n: usize) -> Result<()> {
         let (len, capacity) = (self.lens[seq], self.capacity);
         if len + n > capacity {
-            let message = format!("{len} tokens and {n} more, but the context holds {capacity}; shorten the text or raise --ctx");
+            let message =
+                format!("{len} tokens and {n} more, but the context holds {capacity}; shorten the text or raise --ctx");
             return Err(Error::new(Kind::Limit, "context", message));
         }
         let elements = (len + n) * self.width;

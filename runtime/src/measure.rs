@@ -165,7 +165,12 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// # Errors
     /// [`Kind::Input`] on a case of nothing; [`Kind::Limit`] when the engine holds fewer positions or sequences.
-    pub fn new(model: &Model, engine: &'a mut dyn Engine, tokenizer: Option<&'a Tokenizer>, case: Case) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        engine: &'a mut dyn Engine,
+        tokenizer: Option<&'a Tokenizer>,
+        case: Case,
+    ) -> Result<Self> {
         let (task, causal) = (model.task(), model.hparams().causal);
         for (name, value) in [("--prompt", case.prompt), ("--batch", case.batch), ("--runs", case.runs)] {
             if value == 0 {
@@ -173,7 +178,11 @@ impl<'a> Bench<'a> {
             }
         }
         if generates(task, causal) && case.generate == 0 {
-            return Err(Error::new(Kind::Input, "--generate", "is 0; the first token is part of every run, give at least 1"));
+            return Err(Error::new(
+                Kind::Input,
+                "--generate",
+                "is 0; the first token is part of every run, give at least 1",
+            ));
         }
         let (needed, room) = (case.ctx(task, causal), engine.capacity().min(model.hparams().n_ctx));
         if needed > room {
@@ -185,7 +194,9 @@ impl<'a> Bench<'a> {
             return Err(Error::new(Kind::Limit, "--batch", message));
         }
         let texts = match tokenizer {
-            Some(tokenizer) => (0..case.batch).map(|seq| text_of(tokenizer, case.prompt, seq)).collect::<Result<_>>()?,
+            Some(tokenizer) => {
+                (0..case.batch).map(|seq| text_of(tokenizer, case.prompt, seq)).collect::<Result<_>>()?
+            }
             None => Vec::new(),
         };
         Ok(Self { engine, tokenizer, generates: generates(task, causal), case, texts })
@@ -267,7 +278,8 @@ impl<'a> Bench<'a> {
         for from in (0..self.case.prompt).step_by(stretch) {
             let to = (from + stretch).min(self.case.prompt);
             let wanted = if to == self.case.prompt { Rows::Last } else { Rows::None };
-            let steps: Vec<Step> = ids.iter().enumerate().map(|(seq, ids)| run_of(seq, &ids[from..to], wanted)).collect();
+            let steps: Vec<Step> =
+                ids.iter().enumerate().map(|(seq, ids)| run_of(seq, &ids[from..to], wanted)).collect();
             self.engine.forward(&steps, rows)?;
         }
         Ok(milliseconds(begun))

@@ -125,7 +125,9 @@ impl Model {
         let place = path.display().to_string();
         let mapped = Mapped::open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new(Kind::Input, &place, "no such file"),
-            std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput => Error::new(Kind::Input, &place, e.to_string()),
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput => {
+                Error::new(Kind::Input, &place, e.to_string())
+            }
             _ => Error::io(&place, e),
         })?;
         Self::new(Bytes::Mapped(mapped), &place)
@@ -264,7 +266,11 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
     let head_dim = match optional("attention.key_length")? {
         Some(d) => d,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
-        None => return Err(input(format!("embedding_length {hidden} is no multiple of {n_heads} heads, and key_length is not given"))),
+        None => {
+            return Err(input(format!(
+                "embedding_length {hidden} is no multiple of {n_heads} heads, and key_length is not given"
+            )));
+        }
     };
     if let Some(v) = optional("attention.value_length")?
         && v != head_dim
@@ -274,7 +280,9 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
     let eps = if arch == Arch::Bert { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
     let rope_dims = optional("rope.dimension_count")?.unwrap_or(head_dim);
     if arch != Arch::Bert && rope_dims != head_dim {
-        return Err(input(format!("rope.dimension_count {rope_dims} of head size {head_dim}: partial rotary embedding is not supported")));
+        return Err(input(format!(
+            "rope.dimension_count {rope_dims} of head size {head_dim}: partial rotary embedding is not supported"
+        )));
     }
     let rope_factor = match gguf.str(&key("rope.scaling.type")) {
         Err(GgufError::NoKey(_)) | Ok("none") => 1.0,
@@ -305,7 +313,13 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
         n_token_types: if arch == Arch::Bert { gguf.u32("tokenizer.ggml.token_type_count")? as usize } else { 0 },
         causal: arch != Arch::Bert,
     };
-    for (name, value) in [("embedding_length", hidden), ("head size", head_dim), ("context_length", hparams.n_ctx), ("feed_forward_length", hparams.ffn), ("block_count", hparams.n_layers)] {
+    for (name, value) in [
+        ("embedding_length", hidden),
+        ("head size", head_dim),
+        ("context_length", hparams.n_ctx),
+        ("feed_forward_length", hparams.ffn),
+        ("block_count", hparams.n_layers),
+    ] {
         if value == 0 || value > 1 << 28 {
             return Err(input(format!("{name} is {value}")));
         }
@@ -345,7 +359,9 @@ fn check_tensors(gguf: &Gguf, h: &Hparams, task: Task, n_labels: usize) -> Resul
     let array = |key: &str, n: usize| -> Result<()> {
         match gguf.array(key)? {
             Array::F32(v) if v.len() == n => Ok(()),
-            other => Err(Error::new(Kind::Shape, key, format!("has {} elements, the model needs {n} f32", other.len()))),
+            other => {
+                Err(Error::new(Kind::Shape, key, format!("has {} elements, the model needs {n} f32", other.len())))
+            }
         }
     };
     if h.arch == Arch::Bert {
@@ -354,7 +370,14 @@ fn check_tensors(gguf: &Gguf, h: &Hparams, task: Task, n_labels: usize) -> Resul
         need("token_embd_norm.weight", &[c])?;
         need("token_embd_norm.bias", &[c])?;
         for i in 0..h.n_layers {
-            for (part, out, input) in [("attn_q", q, c), ("attn_k", kv, c), ("attn_v", kv, c), ("attn_output", c, q), ("ffn_up", f, c), ("ffn_down", c, f)] {
+            for (part, out, input) in [
+                ("attn_q", q, c),
+                ("attn_k", kv, c),
+                ("attn_v", kv, c),
+                ("attn_output", c, q),
+                ("ffn_up", f, c),
+                ("ffn_down", c, f),
+            ] {
                 need(&format!("blk.{i}.{part}.weight"), &[input, out])?;
                 need(&format!("blk.{i}.{part}.bias"), &[out])?;
             }
@@ -385,7 +408,15 @@ fn check_tensors(gguf: &Gguf, h: &Hparams, task: Task, n_labels: usize) -> Resul
     for i in 0..h.n_layers {
         need(&format!("blk.{i}.attn_norm.weight"), &[c])?;
         need(&format!("blk.{i}.ffn_norm.weight"), &[c])?;
-        for (part, out, input) in [("attn_q", q, c), ("attn_k", kv, c), ("attn_v", kv, c), ("attn_output", c, q), ("ffn_gate", f, c), ("ffn_up", f, c), ("ffn_down", c, f)] {
+        for (part, out, input) in [
+            ("attn_q", q, c),
+            ("attn_k", kv, c),
+            ("attn_v", kv, c),
+            ("attn_output", c, q),
+            ("ffn_gate", f, c),
+            ("ffn_up", f, c),
+            ("ffn_down", c, f),
+        ] {
             need(&format!("blk.{i}.{part}.weight"), &[input, out])?;
             maybe(&format!("blk.{i}.{part}.bias"), &[out])?;
         }
@@ -404,10 +435,18 @@ fn same(t: &TensorInfo, dims: &[usize]) -> Result<()> {
         d[..n].to_vec()
     };
     if trimmed(&found) != trimmed(dims) {
-        return Err(Error::new(Kind::Shape, format!("tensor `{}`", t.name), format!("has dimensions {found:?}, the metadata says {dims:?}")));
+        return Err(Error::new(
+            Kind::Shape,
+            format!("tensor `{}`", t.name),
+            format!("has dimensions {found:?}, the metadata says {dims:?}"),
+        ));
     }
     if dims.len() == 1 && t.ty != GgmlType::F32 {
-        return Err(Error::new(Kind::Input, format!("tensor `{}`", t.name), format!("is {}; norms and biases must be f32", t.ty)));
+        return Err(Error::new(
+            Kind::Input,
+            format!("tensor `{}`", t.name),
+            format!("is {}; norms and biases must be f32", t.ty),
+        ));
     }
     Ok(())
 }

@@ -43,7 +43,12 @@ impl Sampling {
         within("temperature", temperature, (0.0..=100.0).contains(&temperature), "from 0 to 100")?;
         within("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
         within("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
-        within("repeat_penalty", repeat_penalty, repeat_penalty > 0.0 && repeat_penalty <= 100.0, "above 0 and at most 100")
+        within(
+            "repeat_penalty",
+            repeat_penalty,
+            repeat_penalty > 0.0 && repeat_penalty <= 100.0,
+            "above 0 and at most 100",
+        )
     }
 }
 

@@ -294,9 +294,9 @@ impl Session {
             let text = stream.as_mut().map_or_else(String::new, |s| s.push(id));
             let text = stop.push(&text);
             out.text.push_str(&text);
-            let logprobs = plain.zip(options.logprobs).and_then(|(row, n)| {
-                Some(TokenLogprobs { logprob: logprob(&row, id)?, top: top_logprobs(&row, n) })
-            });
+            let logprobs = plain
+                .zip(options.logprobs)
+                .and_then(|(row, n)| Some(TokenLogprobs { logprob: logprob(&row, id)?, top: top_logprobs(&row, n) }));
             if on_piece(&Piece { token: Some(id), text: &text, logprobs }).is_break() {
                 out.finish_reason = FinishReason::Cancelled;
                 break;
@@ -420,7 +420,11 @@ impl Session {
         if tasks.contains(&self.task) {
             return Ok(());
         }
-        Err(Error::new(Kind::Input, "model", format!("its task is {:?}, so it cannot {verb}", self.task).to_lowercase()))
+        Err(Error::new(
+            Kind::Input,
+            "model",
+            format!("its task is {:?}, so it cannot {verb}", self.task).to_lowercase(),
+        ))
     }
 }
 
@@ -441,6 +445,7 @@ pub fn chat_ids(
 }
 
 fn too_long(what: &str, tokens: usize, capacity: usize, so: &str) -> Error {
-    let message = format!("{tokens} tokens, but the context holds {capacity}: the {what} {so}; shorten it or raise --ctx");
+    let message =
+        format!("{tokens} tokens, but the context holds {capacity}: the {what} {so}; shorten it or raise --ctx");
     Error::new(Kind::Limit, what, message)
 }

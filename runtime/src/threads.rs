@@ -77,7 +77,8 @@ impl Pool {
         let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
         let s = &*self.shared;
         // SAFETY: only the lifetime is erased; the wait below keeps `f` alive until no worker can touch it again.
-        let run: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(f as *const (dyn Fn(usize) + Sync)) };
+        let run: *const (dyn Fn(usize) + Sync + 'static) =
+            unsafe { std::mem::transmute(f as *const (dyn Fn(usize) + Sync)) };
         s.next.store(0, Ordering::Relaxed);
         {
             let mut job = s.job.lock().unwrap_or_else(|e| e.into_inner());

@@ -346,14 +346,16 @@ impl Tokenizer {
 
     /// Whether `encode(.., true)` puts BOS before a text.
     pub fn add_bos(&self) -> bool {
-        let probe = || self.encode("", true).is_ok_and(|ids| ids.first().is_some_and(|&id| Some(id) == self.special.bos));
+        let probe =
+            || self.encode("", true).is_ok_and(|ids| ids.first().is_some_and(|&id| Some(id) == self.special.bos));
         self.special.add_bos.unwrap_or_else(probe)
     }
 
     /// Whether `encode(.., true)` puts EOS after a text.
     pub fn add_eos(&self) -> bool {
         let bos = self.add_bos() as usize;
-        let eos = |ids: &[u32]| ids.get(bos..).and_then(|rest| rest.last()).is_some_and(|&id| Some(id) == self.special.eos);
+        let eos =
+            |ids: &[u32]| ids.get(bos..).and_then(|rest| rest.last()).is_some_and(|&id| Some(id) == self.special.eos);
         self.special.add_eos.unwrap_or_else(|| self.encode("", true).is_ok_and(|ids| eos(&ids)))
     }
 

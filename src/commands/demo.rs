@@ -30,7 +30,9 @@ use std::time::Instant;
 
 /// Flags of `demo`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft demo\n  edgeft demo --task story --out story/\nNext:\n  edgeft run edgeft-demo/q4_k_m.gguf -p \"...\"\n  edgeft tune --model nano --data yours.jsonl --out RUN")]
+#[command(
+    after_help = "Example:\n  edgeft demo\n  edgeft demo --task story --out story/\nNext:\n  edgeft run edgeft-demo/q4_k_m.gguf -p \"...\"\n  edgeft tune --model nano --data yours.jsonl --out RUN"
+)]
 pub struct DemoArgs {
     /// What to teach the embedded model
     #[arg(long, value_enum, default_value = "sentiment")]
@@ -165,7 +167,10 @@ fn teach(task: DemoTask, out: &Path, global: &Global) -> anyhow::Result<Findings
 
     let base = Opened::open("nano", 0)?;
     let base_bytes = crate::demo::nano::WEIGHTS.len() as u64;
-    say("model", format!("nano, a language model of {:.1} million weights that comes with edgeft", base_bytes as f64 / 2e6));
+    say(
+        "model",
+        format!("nano, a language model of {:.1} million weights that comes with edgeft", base_bytes as f64 / 2e6),
+    );
     lesson.write(out)?;
     say("data", format!("{} {} to learn from, {} others held out", lesson.train.len(), lesson.rows, lesson.test.len()));
 
@@ -213,7 +218,14 @@ fn teach(task: DemoTask, out: &Path, global: &Global) -> anyhow::Result<Findings
         })?;
         let word = if verification.pass { "pass" } else { "FAIL" };
         say("quantize", format!("{name}: {}, {}", show::bytes(report.bytes), headline(&evaluation)));
-        say("verify", format!("{word}: {:.1} % the same choice as before, mean KL {:.1e}", 100.0 * verification.top1, verification.mean_kl));
+        say(
+            "verify",
+            format!(
+                "{word}: {:.1} % the same choice as before, mean KL {:.1e}",
+                100.0 * verification.top1,
+                verification.mean_kl
+            ),
+        );
         let case = Case { prompt: 64, generate: 64, ..Case::default() };
         let (_, bench) = bench::measure(&place, case, global.threads())?;
         files.push(Quantized { mix: mix.name(), path, bytes: report.bytes, evaluation, verification, bench });
@@ -271,7 +283,8 @@ fn ask(path: &Path, prompts: &[Prompt], global: &Global) -> anyhow::Result<Vec<A
             Ok(match prompt {
                 Prompt::Label(text, truth) => {
                     let scores = session.classify_text(text)?;
-                    let said = scores.first().map_or(String::new(), |s| format!("{} ({:.0} %)", s.label, 100.0 * s.score));
+                    let said =
+                        scores.first().map_or(String::new(), |s| format!("{} ({:.0} %)", s.label, 100.0 * s.score));
                     Answered { asked: text.clone(), said, right: Some((*truth).to_owned()) }
                 }
                 Prompt::Continue(text) => {

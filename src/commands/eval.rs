@@ -12,7 +12,9 @@ use std::process::ExitCode;
 
 /// Flags of `eval`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft eval RUN --data test.jsonl\n  edgeft eval model.gguf --data test.jsonl --predictions out.jsonl\nNext:\n  edgeft quantize RUN --type q4_k_m --out model.gguf --verify test.jsonl")]
+#[command(
+    after_help = "Example:\n  edgeft eval RUN --data test.jsonl\n  edgeft eval model.gguf --data test.jsonl --predictions out.jsonl\nNext:\n  edgeft quantize RUN --type q4_k_m --out model.gguf --verify test.jsonl"
+)]
 pub struct EvalArgs {
     /// Model, RUN, GGUF, or `nano`
     #[arg(value_name = "MODEL")]
@@ -49,7 +51,10 @@ pub fn run(args: &EvalArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     // A RUN keeps its last judgement.
     if crate::tune::run_folder::is_run(Path::new(&args.model)) {
-        write_synced(&Path::new(&args.model).join("eval.json"), serde_json::to_string_pretty(&evaluation.json())?.as_bytes())?;
+        write_synced(
+            &Path::new(&args.model).join("eval.json"),
+            serde_json::to_string_pretty(&evaluation.json())?.as_bytes(),
+        )?;
     }
     show::report(global, &evaluation.json(), || print!("{evaluation}"));
     Ok(ExitCode::SUCCESS)

@@ -13,7 +13,9 @@ use std::time::Instant;
 
 /// Flags of `merge`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft merge RUN --out merged/\n  edgeft merge --model base/ --adapter adapter/ --out merged/\nNext:\n  edgeft quantize merged/ --type q4_k_m --out model.gguf")]
+#[command(
+    after_help = "Example:\n  edgeft merge RUN --out merged/\n  edgeft merge --model base/ --adapter adapter/ --out merged/\nNext:\n  edgeft quantize merged/ --type q4_k_m --out model.gguf"
+)]
 pub struct MergeArgs {
     /// RUN folder whose adapter is folded into its base
     #[arg(value_name = "RUN", required_unless_present = "model", conflicts_with = "model")]
@@ -44,14 +46,18 @@ pub fn run(args: &MergeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let merged = merge(&opened, &args.out, args.force)?;
     let (bytes, changed, seconds) = (merged.bytes, merged.changed, start.elapsed().as_secs_f64());
-    show::report(global, &json!({"out": args.out, "bytes": bytes, "tensors_changed": changed, "seconds": seconds}), || {
-        println!(
-            "merged {changed} tensors into {} ({}) in {seconds:.1} s\n\nNext:\n  edgeft quantize {} --type q4_k_m --out model.gguf",
-            args.out.display(),
-            show::bytes(bytes),
-            args.out.display()
-        );
-    });
+    show::report(
+        global,
+        &json!({"out": args.out, "bytes": bytes, "tensors_changed": changed, "seconds": seconds}),
+        || {
+            println!(
+                "merged {changed} tensors into {} ({}) in {seconds:.1} s\n\nNext:\n  edgeft quantize {} --type q4_k_m --out model.gguf",
+                args.out.display(),
+                show::bytes(bytes),
+                args.out.display()
+            );
+        },
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,7 +76,10 @@ pub fn merge(opened: &Opened, out: &Path, force: bool) -> anyhow::Result<MergedF
     let bytes = merged
         .write_safetensors(&folder.path().join("model.safetensors"), false)
         .with_context(|| format!("cannot merge {} into {}", opened.name, out.display()))?;
-    write_synced(&folder.path().join("config.json"), serde_json::to_string_pretty(&merged_config(opened)?)?.as_bytes())?;
+    write_synced(
+        &folder.path().join("config.json"),
+        serde_json::to_string_pretty(&merged_config(opened)?)?.as_bytes(),
+    )?;
     write_text_files(opened, folder.path())?;
     folder.finish()?;
     Ok(MergedFolder { changed: merged.changed(), bytes })
@@ -89,8 +98,10 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
     match opened.task()? {
         Some(Task::Classify(labels)) => {
             config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
-            let by_index: serde_json::Map<_, _> = labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
-            let by_label: serde_json::Map<_, _> = labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+            let by_index: serde_json::Map<_, _> =
+                labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+            let by_label: serde_json::Map<_, _> =
+                labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
             config["id2label"] = by_index.into();
             config["label2id"] = by_label.into();
         }

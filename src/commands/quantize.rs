@@ -15,7 +15,9 @@ use std::time::Instant;
 
 /// Flags of `quantize`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\"")]
+#[command(
+    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
+)]
 pub struct QuantizeArgs {
     /// Model folder, RUN, or `nano`
     #[arg(value_name = "MODEL")]
@@ -72,7 +74,11 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     if mixes.len() > 1 {
         std::fs::create_dir_all(out).map_err(|e| BadInput(format!("cannot create {}: {e}", out.display())))?;
     } else if out.is_dir() {
-        crate::bad_input!("{} is a folder; give a file name such as {}", out.display(), out.join("model.gguf").display());
+        crate::bad_input!(
+            "{} is a folder; give a file name such as {}",
+            out.display(),
+            out.join("model.gguf").display()
+        );
     }
     let mut all = Vec::new();
     let mut failed = None;
@@ -136,7 +142,10 @@ fn overrides(list: &[String]) -> anyhow::Result<Vec<(Regex, GgmlType)>> {
                 crate::bad_input!("--tensor-type `{item}`: expected REGEX=TYPE, such as ffn_down=q6_k");
             };
             let Some(ty) = GgmlType::from_name(ty) else {
-                crate::bad_input!("--tensor-type `{item}`: no tensor type `{ty}`; known: {}", GgmlType::ALL.map(GgmlType::name).join(" "));
+                crate::bad_input!(
+                    "--tensor-type `{item}`: no tensor type `{ty}`; known: {}",
+                    GgmlType::ALL.map(GgmlType::name).join(" ")
+                );
             };
             let regex = Regex::new(pattern).map_err(|e| {
                 // The crate draws the place over several lines; the last says what is wrong.
@@ -182,8 +191,14 @@ fn print_plan(plan: &Plan) {
         rows.push(vec![t.name.clone(), format!("{:?}", t.shape), t.ty.name().into(), show::bytes(t.bytes()), why]);
     }
     print!("{}", show::table(&rows));
-    println!("{}: {}, {:.2} bits a weight, {} of {} tensors fall back\n", plan.mix.name(), show::bytes(plan.bytes()),
-        plan.bits_per_weight(), plan.fallbacks().count(), plan.tensors.len());
+    println!(
+        "{}: {}, {:.2} bits a weight, {} of {} tensors fall back\n",
+        plan.mix.name(),
+        show::bytes(plan.bytes()),
+        plan.bits_per_weight(),
+        plan.fallbacks().count(),
+        plan.tensors.len()
+    );
 }
 
 /// Where the file of one mix goes when several are written.

@@ -14,7 +14,9 @@ use std::process::ExitCode;
 
 /// Flags of `tokenize`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft tokenize nano --text \"Hello there\"\nNext:\n  edgeft run nano -p \"Hello there\"")]
+#[command(
+    after_help = "Example:\n  edgeft tokenize nano --text \"Hello there\"\nNext:\n  edgeft run nano -p \"Hello there\""
+)]
 pub struct TokenizeArgs {
     /// Model, or a GGUF file with a vocabulary alone
     #[arg(value_name = "MODEL")]
@@ -35,14 +37,16 @@ pub fn run(args: &TokenizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let tokenizer = open(&args.model)?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => std::fs::read_to_string(file)
-            .map_err(|e| BadInput(format!("cannot read {}: {e}", file.display())))?,
+        (None, Some(file)) => {
+            std::fs::read_to_string(file).map_err(|e| BadInput(format!("cannot read {}: {e}", file.display())))?
+        }
         (None, None) => crate::bad_input!("give --text or --file"),
     };
     let ids = tokenizer.encode(&text, !args.no_special)?;
     let tokens: Vec<String> = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default().to_owned()).collect();
     show::report(global, &json!({"ids": ids, "tokens": tokens}), || {
-        let rows: Vec<Vec<String>> = tokens.iter().zip(&ids).map(|(t, i)| vec![format!("{t:?}"), i.to_string()]).collect();
+        let rows: Vec<Vec<String>> =
+            tokens.iter().zip(&ids).map(|(t, i)| vec![format!("{t:?}"), i.to_string()]).collect();
         print!("{}", show::table(&rows));
         println!("{} tokens", ids.len());
     });

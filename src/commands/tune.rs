@@ -24,7 +24,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
-#[command(after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf")]
+#[command(
+    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
+)]
 pub struct TuneArgs {
     /// Model folder or `nano`; a config.json with --method full starts from random weights
     #[arg(long, value_name = "MODEL")]
@@ -80,12 +82,16 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let out = args.out.display();
     show::report(global, &line, || {
         let val = o.val.map_or(String::new(), |v| format!(", validation loss {v:.3}"));
-        println!("tuned {} weights in {} steps: loss {:.3}{val}, {:.0} tokens/s, {:.0} s", tuned.trainable_params, o.steps, o.loss,
-            o.tokens_per_s, o.seconds);
+        println!(
+            "tuned {} weights in {} steps: loss {:.3}{val}, {:.0} tokens/s, {:.0} s",
+            tuned.trainable_params, o.steps, o.loss, o.tokens_per_s, o.seconds
+        );
         if o.stopped_by == "interrupted" {
             println!("interrupted; go on with the same command and --resume");
         } else {
-            println!("\nNext:\n  edgeft eval {out} --data test.jsonl\n  edgeft quantize {out} --type q4_k_m --out model.gguf");
+            println!(
+                "\nNext:\n  edgeft eval {out} --data test.jsonl\n  edgeft quantize {out} --type q4_k_m --out model.gguf"
+            );
         }
     });
     Ok(if o.stopped_by == "interrupted" { ExitCode::from(130) } else { ExitCode::SUCCESS })
@@ -98,10 +104,17 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
     let full = settings.method == Some(Method::Full);
     if matches!(Place::of(&args.model)?, Place::Config(_)) && !full {
-        crate::bad_input!("{}: a config.json alone has no weights to adapt; use --method full to train from random weights", args.model);
+        crate::bad_input!(
+            "{}: a config.json alone has no weights to adapt; use --method full to train from random weights",
+            args.model
+        );
     }
     if opened.adapter.is_some() {
-        crate::bad_input!("{}: a RUN with an adapter cannot be the base of another; merge it first: edgeft merge {} --out merged/", args.model, args.model);
+        crate::bad_input!(
+            "{}: a RUN with an adapter cannot be the base of another; merge it first: edgeft merge {} --out merged/",
+            args.model,
+            args.model
+        );
     }
     // Rows and labels.
     let read = read_data(args, &opened, &settings, saved.as_ref())?;
@@ -134,8 +147,10 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     };
     super::merge::write_text_files(&opened, &folder.path)?;
     let mut watch = Bar::new(global)?;
-    let trainer = Trainer { network: &mut network, config: &config, train: &read.train, val: &read.val, folder: &mut folder };
-    let outcome = { trainer }.run(from.as_deref(), &mut watch).with_context(|| format!("tuning {} failed", args.model))?;
+    let trainer =
+        Trainer { network: &mut network, config: &config, train: &read.train, val: &read.val, folder: &mut folder };
+    let outcome =
+        { trainer }.run(from.as_deref(), &mut watch).with_context(|| format!("tuning {} failed", args.model))?;
     watch.bar.finish_and_clear();
     if outcome.stopped_by != "interrupted" {
         finish(args, &opened, &mut network, &config, adapter.as_ref(), &folder, &outcome)?;
@@ -153,7 +168,9 @@ fn settings(args: &TuneArgs, saved: Option<&RunFile>) -> anyhow::Result<Settings
         if let Some((name, now, then)) = settings.difference(&saved.tune) {
             crate::bad_input!("--resume: {name} is {now}, but the run was begun with {then}");
         }
-        for (name, now, then) in [("--model", args.model.clone(), &saved.run.model), ("--data", place(&args.data), &saved.run.data)] {
+        for (name, now, then) in
+            [("--model", args.model.clone(), &saved.run.model), ("--data", place(&args.data), &saved.run.data)]
+        {
             if absolute(&now) != *then && now != *then {
                 crate::bad_input!("--resume: {name} is {now}, but the run was begun with {then}");
             }
@@ -299,8 +316,14 @@ fn dry_run(global: &Global, config: &TuneConfig, read: &Read, trainable: usize) 
         println!("data      {}", read.schema);
         println!("rows      {rows} to learn, {held_out} held out, {tokens} tokens, longest {longest}");
         println!("method    {:?}, rank {}, {trainable} weights trained", config.method, config.rank);
-        println!("schedule  lr {} {:?}, batch {} x {}, {}", config.lr, config.schedule, config.batch, config.accumulate,
-            config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps")));
+        println!(
+            "schedule  lr {} {:?}, batch {} x {}, {}",
+            config.lr,
+            config.schedule,
+            config.batch,
+            config.accumulate,
+            config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps"))
+        );
     });
 }
 
@@ -399,4 +422,3 @@ impl Watch for Bar {
         INTERRUPTED.load(Ordering::SeqCst)
     }
 }
-

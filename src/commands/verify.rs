@@ -13,7 +13,9 @@ use std::process::ExitCode;
 
 /// Flags of `verify`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft verify model.q4_k_m.gguf --against RUN --data test.jsonl\n  edgeft verify CASE --against CASE/io.safetensors --max-abs 5e-4\nExit code 3: the gate did not pass.\nNext:\n  edgeft run model.q4_k_m.gguf -p \"...\"")]
+#[command(
+    after_help = "Example:\n  edgeft verify model.q4_k_m.gguf --against RUN --data test.jsonl\n  edgeft verify CASE --against CASE/io.safetensors --max-abs 5e-4\nExit code 3: the gate did not pass.\nNext:\n  edgeft run model.q4_k_m.gguf -p \"...\""
+)]
 pub struct VerifyArgs {
     /// Model that is examined
     #[arg(value_name = "SUBJECT")]
@@ -91,7 +93,8 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
             let (x, y) = (a.encode(text, true)?, b.encode(text, true)?);
             if x != y {
                 let at = x.iter().zip(&y).position(|(x, y)| x != y).unwrap_or(x.len().min(y.len()));
-                difference = Some(format!("tokens differ at {at} of {text:?}: {:?} against {:?}", x.get(at), y.get(at)));
+                difference =
+                    Some(format!("tokens differ at {at} of {text:?}: {:?} against {:?}", x.get(at), y.get(at)));
                 break;
             }
         }
@@ -127,8 +130,14 @@ pub fn print(v: &Verification) {
     let word = if v.pass { "pass" } else { "FAIL" };
     let kl = v.bounds.max_kl.map_or(String::new(), |b| format!(" (at most {b})"));
     let top1 = v.bounds.min_top1.map_or(String::new(), |b| format!(" (at least {b})"));
-    println!("{word}: {} positions, mean KL {:.2e}{kl}, p99 {:.2e}, same top 1 {:.2} %{top1}, largest difference {:.2e}",
-        v.positions, v.mean_kl, v.p99_kl, 100.0 * v.top1, v.max_abs);
+    println!(
+        "{word}: {} positions, mean KL {:.2e}{kl}, p99 {:.2e}, same top 1 {:.2} %{top1}, largest difference {:.2e}",
+        v.positions,
+        v.mean_kl,
+        v.p99_kl,
+        100.0 * v.top1,
+        v.max_abs
+    );
     if let Some(p) = v.perplexity {
         println!("  perplexity {:.3} against {:.3}", p.subject, p.reference);
     }

@@ -32,7 +32,8 @@ pub fn windows(
 ) -> Result<Vec<Window>, String> {
     let whole = tokenizer.encode_pair(question, context).map_err(|e| e.to_string())?;
     let of_context = |i: &usize| whole.sequence[*i] == Some(1);
-    let (Some(first), Some(last)) = ((0..whole.ids.len()).find(of_context), (0..whole.ids.len()).rfind(of_context)) else {
+    let (Some(first), Some(last)) = ((0..whole.ids.len()).find(of_context), (0..whole.ids.len()).rfind(of_context))
+    else {
         return Err("field `context` gives no token".into());
     };
     let (head, tail) = (0..first, last + 1..whole.ids.len());
@@ -138,7 +139,9 @@ mod tests {
 
     #[test]
     fn what_leaves_no_room_is_refused() {
-        assert!(cut("c", "c", None, 5).unwrap_err().starts_with("the question alone takes 5 tokens, but --max-len is 5"));
+        assert!(
+            cut("c", "c", None, 5).unwrap_err().starts_with("the question alone takes 5 tokens, but --max-len is 5")
+        );
         assert!(cut(" ", "", None, 64).unwrap_err().contains("`context` gives no token"));
     }
 }

@@ -29,7 +29,8 @@ pub(super) fn sequence(
 ) -> Result<Sequence, String> {
     let tools = tools.and_then(Value::as_array).map(Vec::as_slice);
     let taught = template.spans(&turns(messages), tools).map_err(|e| e.to_string())?;
-    let assistant: Vec<(usize, &Message)> = messages.iter().enumerate().filter(|(_, m)| m.role == "assistant").collect();
+    let assistant: Vec<(usize, &Message)> =
+        messages.iter().enumerate().filter(|(_, m)| m.role == "assistant").collect();
     if assistant.len() != taught.learned.len() {
         let (turns, spans) = (assistant.len(), taught.learned.len());
         return Err(format!("the assistant has {turns} turns, but the template marks {spans} as generated"));
@@ -44,9 +45,8 @@ pub(super) fn sequence(
     }
     for ((turn, message), span) in assistant.into_iter().zip(&taught.learned).filter(|((_, m), _)| m.learned) {
         // Tokens that hold some of the span's text; a range may be empty where a tokenizer trims spaces off it.
-        let inside = |at: &Range<usize>| {
-            at.end > span.start && (at.start < span.end || (at.is_empty() && at.end <= span.end))
-        };
+        let inside =
+            |at: &Range<usize>| at.end > span.start && (at.start < span.end || (at.is_empty() && at.end <= span.end));
         let mut tokens: Vec<usize> = (0..whole.ids.len()).filter(|i| inside(&whole.offsets[*i])).collect();
         let stops = |i: &usize| tokenizer.stop_ids().contains(&whole.ids[*i]);
         let Some(next) = tokens.last().map(|last| last + 1) else {

@@ -1,7 +1,7 @@
 //! A line becomes an [`Example`].
 
-use super::messages::{self, Message};
 use super::formats::{self, Format, Record, Records, type_name};
+use super::messages::{self, Message};
 use super::schema::{self, Layout, Schema, Task, quoted};
 use super::{DataError, Labels};
 use serde_json::{Map, Value};
@@ -110,7 +110,8 @@ impl Dataset {
     pub fn read(path: &Path, task: Option<Task>) -> Result<Self, DataError> {
         if Format::of(path)? == Format::Txt {
             if let Some(other) = task.filter(|t| *t != Task::Text) {
-                let reason = format!("a txt file is one plain text; --task {other} needs rows with named fields (jsonl, csv)");
+                let reason =
+                    format!("a txt file is one plain text; --task {other} needs rows with named fields (jsonl, csv)");
                 return Err(DataError::Format { path: path.to_owned(), reason });
             }
             let layout = Layout::Text { text: "text".into() };
@@ -193,7 +194,9 @@ fn answer(fields: &Map<String, Value>) -> Result<Example, String> {
     let (question, context) = (string(fields, "question")?, string(fields, "context")?);
     let answers = match (fields.get("answers"), fields.get("answer")) {
         (None | Some(Value::Null), None) => return Err(missing(fields, "answers")),
-        (Some(Value::Array(list)), _) => list.iter().map(|a| span(a, None, "answers")).collect::<Result<Vec<_>, _>>()?,
+        (Some(Value::Array(list)), _) => {
+            list.iter().map(|a| span(a, None, "answers")).collect::<Result<Vec<_>, _>>()?
+        }
         (Some(Value::Object(columns)), _) => {
             let texts = match columns.get("text") {
                 Some(Value::Array(texts)) => texts.as_slice(),
@@ -333,16 +336,26 @@ mod tests {
     #[test]
     fn conversations_in_every_shape_become_turns() {
         let asked = ["user: a", "assistant*: b"];
-        assert_eq!(chat(r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#), asked);
         assert_eq!(
-            chat(r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]}"#),
+            chat(r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#),
             asked
         );
-        assert_eq!(chat(r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#), asked);
+        assert_eq!(
+            chat(
+                r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]}"#
+            ),
+            asked
+        );
+        assert_eq!(
+            chat(r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#),
+            asked
+        );
         assert_eq!(chat(r#"{"prompt": "a", "completion": "b"}"#), asked);
         assert_eq!(chat(r#"{"question": "a", "answer": "b"}"#), asked);
         assert_eq!(
-            chat(r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#),
+            chat(
+                r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#
+            ),
             asked
         );
         assert_eq!(
@@ -427,8 +440,14 @@ mod tests {
             (r#"{"text": "a", "label": 0.5}"#, "field `label` is 0.5; a label is a name or a whole number"),
             (r#"{"text": "a", "label": ["a", "b"]}"#, "field `label` is a list; a row has one label"),
             (r#"{"messages": []}"#, "field `messages` has no turns"),
-            (r#"{"messages": [{"content": "a"}]}"#, "field `messages`, turn 0: has no `role` (or `from`); it has `content`"),
-            (r#"{"messages": [{"role": "king", "content": "a"}]}"#, "field `messages`, turn 0: `role` is `king`; known are"),
+            (
+                r#"{"messages": [{"content": "a"}]}"#,
+                "field `messages`, turn 0: has no `role` (or `from`); it has `content`",
+            ),
+            (
+                r#"{"messages": [{"role": "king", "content": "a"}]}"#,
+                "field `messages`, turn 0: `role` is `king`; known are",
+            ),
             (r#"{"messages": [{"role": "user"}]}"#, "field `messages`, turn 0: has no `content`"),
             (
                 r#"{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}"#,
@@ -451,7 +470,10 @@ mod tests {
                 r#"{"question": "q", "context": "a", "answers": {"text": ["a"], "answer_start": [0, 1]}}"#,
                 "field `answers` has 1 `text` but 2 `answer_start`",
             ),
-            (r#"{"chosen": "a", "rejected": "b"}"#, "no `prompt`, and `chosen` and `rejected` do not begin with the same turns"),
+            (
+                r#"{"chosen": "a", "rejected": "b"}"#,
+                "no `prompt`, and `chosen` and `rejected` do not begin with the same turns",
+            ),
             (r#"{"prompt": "p", "chosen": "a", "rejected": "a"}"#, "`chosen` and `rejected` are the same"),
         ] {
             let error = read(row, None).unwrap_err();
@@ -467,7 +489,7 @@ mod tests {
         let error = Dataset::read(&path, None).unwrap_err();
         assert!(error.is_bad_input());
         let error = error.to_string();
-        assert!(error.ends_with("d.jsonl:2: no field `label`; the row has `text`, `lable`") , "{error}");
+        assert!(error.ends_with("d.jsonl:2: no field `label`; the row has `text`, `lable`"), "{error}");
     }
 
     #[test]
@@ -482,6 +504,8 @@ mod tests {
         std::fs::write(&path, "once upon\n a time\n").unwrap();
         assert_eq!(Dataset::read(&path, None).unwrap().rows, [(1, Example::Document("once upon\n a time\n".into()))]);
         let error = Dataset::read(&path, Some(Task::Classify)).unwrap_err().to_string();
-        assert!(error.ends_with("a txt file is one plain text; --task classify needs rows with named fields (jsonl, csv)"));
+        assert!(
+            error.ends_with("a txt file is one plain text; --task classify needs rows with named fields (jsonl, csv)")
+        );
     }
 }

@@ -312,7 +312,9 @@ impl Objects {
                 (Top::Start, b'[') => Top::First,
                 (Top::First | Top::AfterElement, b']') => Top::End,
                 (Top::AfterElement, b',') => Top::Element,
-                (Top::AfterElement, _) => return Err(row(self.line, "not valid JSON: `,` or `]` is missing before this")),
+                (Top::AfterElement, _) => {
+                    return Err(row(self.line, "not valid JSON: `,` or `]` is missing before this"));
+                }
                 (Top::First | Top::Element, b'{') => {
                     let object = self.object(path)?;
                     self.state = Top::AfterElement;
@@ -461,7 +463,8 @@ mod tests {
     #[track_caller]
     fn refuses(name: &str, bytes: &[u8], because: &str) {
         let (_dir, path) = write(name, bytes);
-        let error = Records::open(&path).and_then(|mut rows| rows.try_for_each(|r| r.map(drop))).unwrap_err().to_string();
+        let error =
+            Records::open(&path).and_then(|mut rows| rows.try_for_each(|r| r.map(drop))).unwrap_err().to_string();
         let error = error.rsplit_once('/').map_or(error.as_str(), |(_, e)| e);
         assert!(error.starts_with(because), "{error}");
     }
@@ -500,7 +503,10 @@ mod tests {
 
     #[test]
     fn json_is_an_array_or_objects_one_after_another() {
-        assert_eq!(rows("d.json", b"[{\"a\": \"}\\\"]\"},\n {\"a\": [{}]}\n]\n"), [(1, "}\"]".into()), (2, "[{}]".into())]);
+        assert_eq!(
+            rows("d.json", b"[{\"a\": \"}\\\"]\"},\n {\"a\": [{}]}\n]\n"),
+            [(1, "}\"]".into()), (2, "[{}]".into())]
+        );
         assert_eq!(rows("d.json", TWO), two());
     }
 
@@ -513,7 +519,11 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
-        refuses("d.jsonl", b"{\"a\": 1}\n{\"a\": 1\n", "d.jsonl:2: not valid JSON: EOF while parsing an object, column");
+        refuses(
+            "d.jsonl",
+            b"{\"a\": 1}\n{\"a\": 1\n",
+            "d.jsonl:2: not valid JSON: EOF while parsing an object, column",
+        );
         refuses("d.jsonl", b"{\"a\": 1}\n[1]\n", "d.jsonl:2: a row is an object with named fields, not a list");
         refuses("d.jsonl", b"{\"a\": 1}\n{\"a\": \"\xff\"}\n", "d.jsonl:2: not UTF-8 after 7 bytes; convert");
         refuses("d.jsonl", b"\n \n", "d.jsonl: no rows in it");

@@ -64,10 +64,17 @@ fn message(value: &Value) -> Result<Message, String> {
     let (who, what) = if turn.contains_key("role") { ("role", "content") } else { ("from", "value") };
     let name = match turn.get(who) {
         Some(Value::String(name)) => name,
-        _ => return Err(format!("has no `role` (or `from`); it has {}", quoted(&turn.keys().cloned().collect::<Vec<_>>()))),
+        _ => {
+            return Err(format!(
+                "has no `role` (or `from`); it has {}",
+                quoted(&turn.keys().cloned().collect::<Vec<_>>())
+            ));
+        }
     };
     let role = role(name).ok_or_else(|| {
-        format!("`{who}` is `{name}`; known are system, user (human), assistant (gpt), tool (observation), function_call")
+        format!(
+            "`{who}` is `{name}`; known are system, user (human), assistant (gpt), tool (observation), function_call"
+        )
     })?;
     let tool_calls = turn.get("tool_calls").filter(|c| !c.is_null() && c.as_array().is_none_or(|a| !a.is_empty()));
     let content = match turn.get(what) {

@@ -82,7 +82,11 @@ impl Rows {
         let mut schema = format!("{}: {}", path.display(), data.schema);
         for (n, what) in [(made.dropped, "left out"), (made.cut, "cut")] {
             if n > 0 {
-                schema.push_str(&format!("; {n} of {} rows longer than {} tokens {what}", data.rows.len(), how.max_len));
+                schema.push_str(&format!(
+                    "; {n} of {} rows longer than {} tokens {what}",
+                    data.rows.len(),
+                    how.max_len
+                ));
             }
         }
         let labels = labels.names().to_vec();
@@ -107,7 +111,8 @@ impl Rows {
         };
         if let Some(row) = rows.iter().find(|r| r.ids.len() > how.max_len) {
             let (n, most) = (row.ids.len(), how.max_len);
-            let reason = format!("row {}: {n} tokens, but --max-len is {most}; pre-tokenized rows are never cut", row.source);
+            let reason =
+                format!("row {}: {n} tokens, but --max-len is {most}; pre-tokenized rows are never cut", row.source);
             return Err(DataError::Format { path: path.to_owned(), reason }.into());
         }
         let mut labels = Vec::new();
@@ -153,7 +158,9 @@ impl Rows {
     /// Rows beside, and rows of, the numbers that [`Rows::hold_out`] gave.
     pub fn part(&self, numbers: &[usize]) -> (Vec<Row>, Vec<Row>) {
         let inside = |i: usize| numbers.binary_search(&self.number(i)).is_ok();
-        let pick = |wanted: bool| (0..self.rows.len()).filter(|i| inside(*i) == wanted).map(|i| self.rows[i].clone()).collect();
+        let pick = |wanted: bool| {
+            (0..self.rows.len()).filter(|i| inside(*i) == wanted).map(|i| self.rows[i].clone()).collect()
+        };
         (pick(false), pick(true))
     }
 
@@ -200,7 +207,8 @@ mod tests {
         std::fs::write(&path, "text,label\na,yes\n").unwrap();
         let labels = ["yes".to_owned(), "no".into()];
         let how = Reading { task: None, labels: Some(&labels), max_len: 8, truncate: None, encoder: false };
-        let rows = Rows::read(&path, &how, &TextSide { tokenizer: &|| Ok(Arc::new(decoder())), template: None }).unwrap();
+        let rows =
+            Rows::read(&path, &how, &TextSide { tokenizer: &|| Ok(Arc::new(decoder())), template: None }).unwrap();
         assert_eq!((rows.labels.as_slice(), &rows.rows[0].target), (&labels[..], &Target::Class(0)));
     }
 }

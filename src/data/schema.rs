@@ -115,25 +115,59 @@ const PAIRS: [(&str, &str); 11] = [
 
 /// Names under which a text to be classified is found, the likeliest first.
 const TEXTS: [&str; 20] = [
-    "text", "sentence", "sentence1", "review", "review_text", "review_body", "content", "comment", "utterance", "query",
-    "question", "tweet", "headline", "description", "message", "sms", "document", "body", "input", "title",
+    "text",
+    "sentence",
+    "sentence1",
+    "review",
+    "review_text",
+    "review_body",
+    "content",
+    "comment",
+    "utterance",
+    "query",
+    "question",
+    "tweet",
+    "headline",
+    "description",
+    "message",
+    "sms",
+    "document",
+    "body",
+    "input",
+    "title",
 ];
 
 /// Names under which a label is found, the likeliest first; a label's name tells more than its number.
 const LABELS: [&str; 14] = [
-    "label_text", "label_name", "label", "labels", "class", "category", "intent", "sentiment", "target", "emotion",
-    "topic", "stars", "rating", "is_spam",
+    "label_text",
+    "label_name",
+    "label",
+    "labels",
+    "class",
+    "category",
+    "intent",
+    "sentiment",
+    "target",
+    "emotion",
+    "topic",
+    "stars",
+    "rating",
+    "is_spam",
 ];
 
 /// What each task needs, for the message when nothing fits.
 fn needs(task: Option<Task>) -> &'static str {
     match task {
-        Some(Task::Chat) => "--task chat needs `messages`, `conversations`, `instruction` + `output`, or `prompt` + `completion`",
+        Some(Task::Chat) => {
+            "--task chat needs `messages`, `conversations`, `instruction` + `output`, or `prompt` + `completion`"
+        }
         Some(Task::Completion) => "--task completion needs `prompt` + `completion`, or `instruction` + `output`",
         Some(Task::Text) => "--task text needs `text`",
         Some(Task::Classify) => "--task classify needs `text` (or `sentence`, with `sentence2` for pairs) and `label`",
         Some(Task::Answer) => "--task answer needs `question`, `context`, and `answers` or `answer` + `answer_start`",
-        Some(Task::Preference) => "--task preference needs `chosen`, `rejected`, and `prompt` unless both begin with it",
+        Some(Task::Preference) => {
+            "--task preference needs `chosen`, `rejected`, and `prompt` unless both begin with it"
+        }
         None => {
             "a row holds `messages`, `conversations`, `instruction` + `output`, `prompt` + `completion`, `text`, \
              `text` + `label`, `question` + `context` + `answers`, or `chosen` + `rejected`"
@@ -168,11 +202,7 @@ pub(super) fn detect(first: &[Record], task: Option<Task>) -> Result<Schema, Str
     let readings: [(bool, &[Task], Option<Layout>); 8] = [
         (has("chosen") && has("rejected"), &[Task::Preference], Some(Layout::Preference)),
         (messages.is_some(), &[Task::Chat], messages.map(|f| Layout::Messages { field: (*f).into() })),
-        (
-            has("question") && has("context") && (has("answers") || has("answer")),
-            &[Task::Answer],
-            Some(Layout::Squad),
-        ),
+        (has("question") && has("context") && (has("answers") || has("answer")), &[Task::Answer], Some(Layout::Squad)),
         (has("instruction") && has("output"), &[Task::Chat, Task::Completion], Some(Layout::Alpaca)),
         (
             completion.is_some(),
@@ -193,9 +223,11 @@ pub(super) fn detect(first: &[Record], task: Option<Task>) -> Result<Schema, Str
     let task = task.unwrap_or(tasks[0]);
     let conversation = matches!(layout, Layout::Messages { .. } | Layout::Completion { .. });
     if conversation && first.iter().any(|r| matches!(r.fields.get("label"), Some(Value::Bool(_)))) {
-        return Err("a true or false `label` beside a conversation marks wanted and unwanted answers (KTO), which are \
+        return Err(
+            "a true or false `label` beside a conversation marks wanted and unwanted answers (KTO), which are \
                     not learned yet; keep the rows that are true, without `label`"
-            .into());
+                .into(),
+        );
     }
     let used: Vec<String> = layout.fields(task).into_iter().filter(|n| names.contains(n)).collect();
     let unused = names.into_iter().filter(|n| !used.contains(n)).collect();
@@ -247,10 +279,19 @@ mod tests {
             (r#"{"question": "", "answer": ""}"#, "2 fields: question, answer -> chat"),
             (r#"{"text": ""}"#, "1 field: text -> text"),
             (r#"{"text": "", "label": 1}"#, "2 fields: text, label -> classify"),
-            (r#"{"text": "", "label": 1, "label_text": "a"}"#, "2 fields: text, label_text (not read: label) -> classify"),
+            (
+                r#"{"text": "", "label": 1, "label_text": "a"}"#,
+                "2 fields: text, label_text (not read: label) -> classify",
+            ),
             (r#"{"sentence1": "", "sentence2": "", "label": 0}"#, "3 fields: sentence1, sentence2, label -> classify"),
-            (r#"{"Title": "", "Review Text": "", "Rating": ""}"#, "2 fields: Review Text, Rating (not read: Title) -> classify"),
-            (r#"{"id": 1, "question": "", "context": "", "answers": {}}"#, "3 fields: question, context, answers (not read: id) -> answer"),
+            (
+                r#"{"Title": "", "Review Text": "", "Rating": ""}"#,
+                "2 fields: Review Text, Rating (not read: Title) -> classify",
+            ),
+            (
+                r#"{"id": 1, "question": "", "context": "", "answers": {}}"#,
+                "3 fields: question, context, answers (not read: id) -> answer",
+            ),
             (
                 r#"{"question": "", "context": "", "answer": "", "answer_start": 1}"#,
                 "4 fields: question, context, answer, answer_start -> answer",

@@ -42,7 +42,13 @@ pub fn folds(keys: &[String], strata: &[usize], k: usize, seed: u64) -> Vec<usiz
 }
 
 /// Gives each group of equal keys to the part that `choose` names, from how many rows each part has and the group's size.
-fn deal(keys: &[String], strata: &[usize], seed: u64, choose: impl Fn(&[usize], usize) -> usize, n: usize) -> Vec<usize> {
+fn deal(
+    keys: &[String],
+    strata: &[usize],
+    seed: u64,
+    choose: impl Fn(&[usize], usize) -> usize,
+    n: usize,
+) -> Vec<usize> {
     let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (row, key) in keys.iter().enumerate() {
         groups.entry(key).or_default().push(row);
@@ -126,7 +132,8 @@ mod tests {
 
     #[test]
     fn the_same_text_is_never_on_two_sides() {
-        let row = |i: usize| (i, Example::Text(format!("{} {}", if i.is_multiple_of(2) { "Text" } else { " text " }, i / 4)));
+        let row =
+            |i: usize| (i, Example::Text(format!("{} {}", if i.is_multiple_of(2) { "Text" } else { " text " }, i / 4)));
         let rows: Vec<_> = (0..400).map(row).collect();
         let (train, val) = hold_out(&rows, 0.25, 0);
         assert_eq!(val.len(), 100);

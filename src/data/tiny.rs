@@ -27,7 +27,14 @@ fn build(post_processor: serde_json::Value, specials: Specials) -> Tokenizer {
 
 /// Puts `<s>` before a text; a text ends with `</s>`, a turn with `<|end|>`.
 pub fn decoder() -> Tokenizer {
-    let specials = Specials { bos: Some(1), eos: Some(2), eot: Some(3), add_bos: Some(true), add_eos: Some(false), ..Specials::default() };
+    let specials = Specials {
+        bos: Some(1),
+        eos: Some(2),
+        eot: Some(3),
+        add_bos: Some(true),
+        add_eos: Some(false),
+        ..Specials::default()
+    };
     build(json!(null), specials)
 }
 

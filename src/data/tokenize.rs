@@ -108,7 +108,8 @@ impl Tokenize<'_> {
             return Err(DataError::NothingLearned { path: data.path.clone(), count, rows: data.rows.len(), examples });
         }
         if out.rows.is_empty() {
-            let reason = format!("every row is longer than --max-len {}, and --truncate drop left them all out", self.max_len);
+            let reason =
+                format!("every row is longer than --max-len {}, and --truncate drop left them all out", self.max_len);
             return Err(DataError::Format { path: data.path.clone(), reason });
         }
         Ok(out)
@@ -122,14 +123,18 @@ impl Tokenize<'_> {
         match rows.iter().map(|r| r.ids.len()).max() {
             None | Some(0) => "it has no token".into(),
             Some(1) => "it has one token, and nothing stands before it to predict it from".into(),
-            Some(n) if n >= self.max_len => format!("--truncate {:?} leaves only what is given", self.truncate).to_lowercase(),
+            Some(n) if n >= self.max_len => {
+                format!("--truncate {:?} leaves only what is given", self.truncate).to_lowercase()
+            }
             Some(_) => "what is to be learned gives no token".into(),
         }
     }
 
     fn example(&self, line: usize, example: &Example) -> Result<Made, String> {
         let language = |what: &str| match self.encoder {
-            true => Err(format!("{what} needs a model that generates, and this one is an encoder; use --task classify or answer")),
+            true => Err(format!(
+                "{what} needs a model that generates, and this one is an encoder; use --task classify or answer"
+            )),
             false => Ok(()),
         };
         Ok(match example {
@@ -147,7 +152,9 @@ impl Tokenize<'_> {
             }
             Example::Chat { messages, tools } => {
                 language("a conversation")?;
-                let template = self.template.ok_or("the model has no chat template; use --task completion, or put chat_template.jinja into its folder")?;
+                let template = self.template.ok_or(
+                    "the model has no chat template; use --task completion, or put chat_template.jinja into its folder",
+                )?;
                 Made::Whole(chat::sequence(self.tokenizer, template, messages, tools.as_ref())?)
             }
             Example::Classify { text, pair, label } => {
@@ -163,7 +170,9 @@ impl Tokenize<'_> {
                 let answer = answers.first().map(|a| format!(" {}", a.text)).unwrap_or_default();
                 Made::Whole(self.completion(&prompt, &answer)?)
             }
-            Example::Preference { .. } => return Err("preferences are not learned yet; keep `chosen` as the completion".into()),
+            Example::Preference { .. } => {
+                return Err("preferences are not learned yet; keep `chosen` as the completion".into());
+            }
         })
     }
 
@@ -209,7 +218,8 @@ impl Tokenize<'_> {
 
     /// beginning + prompt + completion + end, the last two learned.
     fn completion(&self, prompt: &str, completion: &str) -> Result<Sequence, String> {
-        let whole = self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), false).map_err(|e| e.to_string())?;
+        let whole =
+            self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), false).map_err(|e| e.to_string())?;
         let mut s = Sequence::default();
         s.extend(self.bos()?, None, false);
         // A token across the border is learned: it holds the completion's first letters.
@@ -301,7 +311,10 @@ impl Sequence {
     /// Windows that follow one another, each behind the sequence's beginning.
     fn split(self, max_len: usize, line: usize) -> Result<Vec<Row>, String> {
         if self.class.is_some() {
-            return Err("--truncate split would give each part of the text the whole text's label; use left, right or drop".into());
+            return Err(
+                "--truncate split would give each part of the text the whole text's label; use left, right or drop"
+                    .into(),
+            );
         }
         let head = usize::from(self.text[0].is_none());
         if head >= max_len {
@@ -341,7 +354,8 @@ mod tests {
         let labels = Labels::known(&data.schema.labels);
         let (encoder, max_len, truncate) = (case.encoder, case.max_len, case.truncate);
         let how = Tokenize { tokenizer: &tokenizer, template: None, labels: &labels, encoder, max_len, truncate };
-        let made = how.rows(&data).map_err(|e| e.to_string().rsplit_once('/').map_or(e.to_string(), |(_, e)| e.to_owned()))?;
+        let made =
+            how.rows(&data).map_err(|e| e.to_string().rsplit_once('/').map_or(e.to_string(), |(_, e)| e.to_owned()))?;
         assert_eq!(made.rows.len(), made.of.len());
         let print = |row: &Row| {
             let learned = |i: usize| match &row.target {
@@ -403,7 +417,14 @@ mod tests {
         assert_eq!(made, ["<s> (a) (b) (c)", "<s> (d) (e) (f)", "<s> (g)"]);
         let document = Example::Document("a b\nc d\ne f g\n".into());
         let (tokenizer, labels) = (decoder(), Labels::known(&[]));
-        let how = Tokenize { tokenizer: &tokenizer, template: None, labels: &labels, encoder: false, max_len: 4, truncate: Truncate::Error };
+        let how = Tokenize {
+            tokenizer: &tokenizer,
+            template: None,
+            labels: &labels,
+            encoder: false,
+            max_len: 4,
+            truncate: Truncate::Error,
+        };
         let Made::Windows(windows) = how.example(1, &document).unwrap() else { panic!() };
         assert_eq!(windows.iter().map(|r| r.source).collect::<Vec<_>>(), [1, 2, 3]);
     }
@@ -437,7 +458,8 @@ mod tests {
     fn rows_that_teach_nothing_are_named() {
         let text = "{\"prompt\": \"a b c d e\", \"completion\": \" f\"}\n";
         let error = rows(&Case { max_len: 4, truncate: Truncate::Right, ..PLAIN }, "d.jsonl", text, None).unwrap_err();
-        let want = "d.jsonl: 1 of 1 rows teach nothing; the first are line 1 (--truncate right leaves only what is given)";
+        let want =
+            "d.jsonl: 1 of 1 rows teach nothing; the first are line 1 (--truncate right leaves only what is given)";
         assert_eq!(error, want);
         let text = "{\"text\": \"a b c d e\"}\n";
         let error = rows(&Case { max_len: 4, truncate: Truncate::Drop, ..PLAIN }, "d.jsonl", text, None).unwrap_err();
@@ -461,8 +483,18 @@ mod tests {
         std::fs::write(&path, "text,label\na,no\nb,maybe\n").unwrap();
         let data = Dataset::read(&path, None).unwrap();
         let (tokenizer, labels) = (decoder(), Labels::known(&["no".into(), "yes".into()]));
-        let how = Tokenize { tokenizer: &tokenizer, template: None, labels: &labels, encoder: false, max_len: 8, truncate: Truncate::Error };
+        let how = Tokenize {
+            tokenizer: &tokenizer,
+            template: None,
+            labels: &labels,
+            encoder: false,
+            max_len: 8,
+            truncate: Truncate::Error,
+        };
         let error = how.rows(&data).unwrap_err().to_string();
-        assert!(error.ends_with("d.csv:3: label `maybe` was never seen in training; the known labels are no, yes"), "{error}");
+        assert!(
+            error.ends_with("d.csv:3: label `maybe` was never seen in training; the known labels are no, yes"),
+            "{error}"
+        );
     }
 }

@@ -27,10 +27,13 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
     for b in 0..grid.n_rows {
         let row = match (&labels, &starts) {
             (Some(_), Some(_)) => {
-                return Err(file.tensor("labels", "stands beside `start_positions`: a row has a label or an answer".into()));
+                return Err(
+                    file.tensor("labels", "stands beside `start_positions`: a row has a label or an answer".into())
+                );
             }
             (Some((shape, labels)), None) if *shape == [grid.n_rows] => {
-                let class = u32::try_from(labels[b]).map_err(|_| file.row(b, format!("label {}; classes count from 0", labels[b])))?;
+                let class = u32::try_from(labels[b])
+                    .map_err(|_| file.row(b, format!("label {}; classes count from 0", labels[b])))?;
                 grid.visible(b, &file)?.with(Target::Class(class))
             }
             (Some((shape, labels)), None) if *shape == [grid.n_rows, grid.n_cols] => {
@@ -38,7 +41,9 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
             }
             (Some((shape, _)), None) => {
                 let (b, t) = (grid.n_rows, grid.n_cols);
-                return Err(file.tensor("labels", format!("has shape {shape:?}; expected [{b}, {t}], or [{b}] for classes")));
+                return Err(
+                    file.tensor("labels", format!("has shape {shape:?}; expected [{b}, {t}], or [{b}] for classes"))
+                );
             }
             (None, Some((shape, starts))) => {
                 let Some((end_shape, ends)) = file.ints("end_positions")? else {
@@ -46,7 +51,10 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
                 };
                 if *shape != [grid.n_rows] || end_shape != *shape {
                     let n = grid.n_rows;
-                    return Err(file.tensor("start_positions", format!("has shape {shape:?}, `end_positions` {end_shape:?}; expected [{n}]")));
+                    return Err(file.tensor(
+                        "start_positions",
+                        format!("has shape {shape:?}, `end_positions` {end_shape:?}; expected [{n}]"),
+                    ));
                 }
                 grid.span(b, starts[b], ends[b], &file)?
             }
@@ -121,18 +129,22 @@ impl Reference {
         let logits = file.floats("logits")?;
         let outputs = match (logits, file.floats("start_logits")?, file.floats("end_logits")?) {
             (Some((shape, values)), None, None) => match *shape {
-                [b, t, vocab] if b == n_rows && t == n_cols => Outputs::Tokens { vocab, logits: visible(&values, vocab) },
+                [b, t, vocab] if b == n_rows && t == n_cols => {
+                    Outputs::Tokens { vocab, logits: visible(&values, vocab) }
+                }
                 [b, labels] if b == n_rows && labels > 0 => {
                     Outputs::Class { logits: values.chunks(labels).map(<[f32]>::to_vec).collect() }
                 }
                 _ => {
-                    let expected = format!("has shape {shape:?}; expected [{n_rows}, {n_cols}, V], or [{n_rows}, labels]");
+                    let expected =
+                        format!("has shape {shape:?}; expected [{n_rows}, {n_cols}, V], or [{n_rows}, labels]");
                     return Err(file.tensor("logits", expected));
                 }
             },
             (None, Some((shape, start)), Some((end_shape, end))) => {
                 if shape != [n_rows, n_cols] || end_shape != shape {
-                    let reason = format!("has shape {shape:?}, `end_logits` {end_shape:?}; expected [{n_rows}, {n_cols}]");
+                    let reason =
+                        format!("has shape {shape:?}, `end_logits` {end_shape:?}; expected [{n_rows}, {n_cols}]");
                     return Err(file.tensor("start_logits", reason));
                 }
                 Outputs::Span { start: visible(&start, 1), end: visible(&end, 1) }
@@ -213,7 +225,11 @@ impl Grid {
             ids: columns.iter().map(|c| self.ids[at + c]).collect(),
             positions: columns.iter().map(|c| *c as u32).collect(),
             keys: columns.len(),
-            types: if self.types.is_empty() { Vec::new() } else { columns.iter().map(|c| self.types[at + c]).collect() },
+            types: if self.types.is_empty() {
+                Vec::new()
+            } else {
+                columns.iter().map(|c| self.types[at + c]).collect()
+            },
             target: Target::None,
             source: b,
         })
@@ -226,7 +242,9 @@ impl Grid {
                 return Err(file.row(b, format!("column {c}: label {label}; a label is a token id, or −100")));
             }
             if *label != IGNORED && !self.mask[b * self.n_cols + c] {
-                let reason = format!("column {c}: label {label} is learned, but `attention_mask` hides the token; padding has label −100");
+                let reason = format!(
+                    "column {c}: label {label} is learned, but `attention_mask` hides the token; padding has label −100"
+                );
                 return Err(file.row(b, reason));
             }
         }
@@ -240,7 +258,9 @@ impl Grid {
         let mask = &self.mask[at..at + self.n_cols];
         let keys = mask.iter().take_while(|m| **m).count();
         if keys == 0 || mask[keys..].iter().any(|m| *m) {
-            return Err(file.row(b, "`attention_mask` is not ones followed by zeros; an answer row is padded behind".into()));
+            return Err(
+                file.row(b, "`attention_mask` is not ones followed by zeros; an answer row is padded behind".into())
+            );
         }
         if start < 0 || end < start || end >= self.n_cols as i64 {
             let t = self.n_cols;
@@ -265,7 +285,8 @@ struct File<'a> {
 
 impl<'a> File<'a> {
     fn parse(path: &'a Path, bytes: &'a [u8]) -> Result<Self, DataError> {
-        let refuse = |e| DataError::Format { path: path.to_owned(), reason: format!("not a whole safetensors file: {e}") };
+        let refuse =
+            |e| DataError::Format { path: path.to_owned(), reason: format!("not a whole safetensors file: {e}") };
         Ok(Self { path, tensors: SafeTensors::deserialize(bytes).map_err(refuse)? })
     }
 
@@ -394,16 +415,28 @@ mod tests {
             (&[("input_ids", &[4], &[1., 2., 3., 4.])], "tensor `input_ids` has shape [4]; expected [rows, tokens]"),
             (&[("input_ids", &[1, 2], &[1., -2.])], ":0: column 1: token id -2 is not one"),
             (&[IDS, ("attention_mask", &[2], &[1., 1.])], "tensor `attention_mask` has shape [2], `input_ids` [2, 4]"),
-            (&[IDS, ("labels", &[3], &[1., 1., 1.])], "tensor `labels` has shape [3]; expected [2, 4], or [2] for classes"),
+            (
+                &[IDS, ("labels", &[3], &[1., 1., 1.])],
+                "tensor `labels` has shape [3]; expected [2, 4], or [2] for classes",
+            ),
             (&[IDS, ("labels", &[2], &[1., -1.])], ":1: label -1; classes count from 0"),
-            (&[IDS, MASK, ("labels", &[2, 4], &[1.; 8])], ":1: column 2: label 1 is learned, but `attention_mask` hides"),
-            (&[IDS, ("labels", &[2, 4], &[-100.; 8])], ": 2 of 2 rows teach nothing; the first are line 0 (every label"),
+            (
+                &[IDS, MASK, ("labels", &[2, 4], &[1.; 8])],
+                ":1: column 2: label 1 is learned, but `attention_mask` hides",
+            ),
+            (
+                &[IDS, ("labels", &[2, 4], &[-100.; 8])],
+                ": 2 of 2 rows teach nothing; the first are line 0 (every label",
+            ),
             (&[IDS, ("start_positions", &[2], &[1., 1.])], "tensor `end_positions` is missing beside"),
             (
                 &[IDS, ("start_positions", &[2], &[1., 1.]), ("end_positions", &[2], &[1., 4.])],
                 ":1: answer from 1 to 4; expected 0 ≤ start ≤ end < 4",
             ),
-            (&[("input_ids", &[1, 2], &[1., 2.]), ("attention_mask", &[1, 2], &[0., 0.])], ":0: `attention_mask` hides every"),
+            (
+                &[("input_ids", &[1, 2], &[1., 2.]), ("attention_mask", &[1, 2], &[0., 0.])],
+                ":0: `attention_mask` hides every",
+            ),
         ];
         for (tensors, because) in cases {
             let error = read_rows(write(tensors).path()).unwrap_err().to_string();

@@ -57,7 +57,10 @@ impl fmt::Display for TooLong {
             return write!(f, "give --max-len {length}, or cut it with --truncate left, right or split");
         }
         let (p50, p99, p100) = (self.covers(0.5), self.covers(0.99), self.covers(1.0));
-        write!(f, "{long} of {n} rows are too long. Half of the rows have at most {p50} tokens, 99 % at most {p99}, all at most {p100}: ")?;
+        write!(
+            f,
+            "{long} of {n} rows are too long. Half of the rows have at most {p50} tokens, 99 % at most {p99}, all at most {p100}: "
+        )?;
         let some = if p99 < p100 && p99 > max_len { format!("{p99} (99 %) or {p100} (all)") } else { p100.to_string() };
         write!(f, "give --max-len {some}, or say what to do with long rows: --truncate drop, left, right or split")
     }
@@ -89,7 +92,8 @@ mod tests {
     #[test]
     fn one_long_row_gets_a_short_message() {
         let one = TooLong::judge(Path::new("d.txt"), &[(1, 9)], 8).unwrap();
-        let want = "d.txt:1: 9 tokens, but --max-len is 8; give --max-len 9, or cut it with --truncate left, right or split";
+        let want =
+            "d.txt:1: 9 tokens, but --max-len is 8; give --max-len 9, or cut it with --truncate left, right or split";
         assert_eq!(one.to_string(), want);
     }
 }

@@ -21,7 +21,8 @@ const TOKENIZER_BYTES: usize = 4_000_000;
 /// # Errors
 /// What the system says on writing.
 pub fn write(folder: &Path, bytes: usize) -> anyhow::Result<()> {
-    let tokenizer = tokenizer::nano(TOKENIZER_SEED, TOKENIZER_BYTES.min(bytes)).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?;
+    let tokenizer =
+        tokenizer::nano(TOKENIZER_SEED, TOKENIZER_BYTES.min(bytes)).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?;
     let json = tokenizer.to_string(false).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?;
     std::fs::write(folder.join("config.json"), nano::CONFIG)?;
     std::fs::write(folder.join("tokenizer.json"), json)?;

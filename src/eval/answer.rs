@@ -20,7 +20,9 @@ use serde_json::json;
 /// Pre-tokenized rows, which hold no words to compare; what the engine or the tokenizer says.
 pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
     if judged.questions.is_empty() {
-        crate::bad_input!("answers are judged by their words: give questions and contexts as text, not pre-tokenized rows");
+        crate::bad_input!(
+            "answers are judged by their words: give questions and contexts as text, not pre-tokenized rows"
+        );
     }
     let tokenizer = subject.tokenizer()?;
     let (mut exact, mut f1, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
@@ -73,7 +75,12 @@ fn found(subject: &mut Subject, tokenizer: &Tokenizer, q: &Question) -> anyhow::
 fn written(subject: &mut Subject, tokenizer: &Tokenizer, q: &Question) -> anyhow::Result<String> {
     let prompt = tokenizer.encode(&answer_prompt(&q.question, &q.context), true)?;
     if prompt.len() >= subject.n_ctx() {
-        crate::bad_input!("question `{}`: {} tokens with its context, but the model has {} positions", q.question, prompt.len(), subject.n_ctx());
+        crate::bad_input!(
+            "question `{}`: {} tokens with its context, but the model has {} positions",
+            q.question,
+            prompt.len(),
+            subject.n_ctx()
+        );
     }
     let ended = |ids: &[u32]| {
         ids.last().is_some_and(|id| tokenizer.stop_ids().contains(id)) || tokenizer.decode(ids, true).contains('\n')

@@ -124,7 +124,9 @@ impl Confusion {
 
     /// Mean F1 of the labels that were true or predicted at least once.
     pub fn macro_f1(&self) -> f64 {
-        let seen = |c: &usize| self.matrix[*c].iter().sum::<usize>() + self.matrix.iter().map(|row| row[*c]).sum::<usize>() > 0;
+        let seen = |c: &usize| {
+            self.matrix[*c].iter().sum::<usize>() + self.matrix.iter().map(|row| row[*c]).sum::<usize>() > 0
+        };
         let classes = self.per_class();
         let f1: Vec<f64> = (0..self.labels.len()).filter(seen).map(|c| classes[c].f1).collect();
         f1.iter().sum::<f64>() / f1.len().max(1) as f64
@@ -172,7 +174,8 @@ pub fn exact_match(predicted: &str, truth: &str) -> f64 {
 /// F1 of the words that both answers share, each as often as in both. Two empty answers agree.
 pub fn token_f1(predicted: &str, truth: &str) -> f64 {
     let (predicted, truth) = (normalize_answer(predicted), normalize_answer(truth));
-    let (mut p, mut t): (Vec<&str>, Vec<&str>) = (predicted.split_whitespace().collect(), truth.split_whitespace().collect());
+    let (mut p, mut t): (Vec<&str>, Vec<&str>) =
+        (predicted.split_whitespace().collect(), truth.split_whitespace().collect());
     if p.is_empty() || t.is_empty() {
         return f64::from(u8::from(p.is_empty() && t.is_empty()));
     }

@@ -56,7 +56,12 @@ impl Judged {
 ///
 /// # Errors
 /// What is wrong with DATA, with its line; a label that the model does not have.
-pub fn read_judged(subject: &Subject, data: &Path, task: Option<TaskName>, max_len: Option<usize>) -> anyhow::Result<Judged> {
+pub fn read_judged(
+    subject: &Subject,
+    data: &Path,
+    task: Option<TaskName>,
+    max_len: Option<usize>,
+) -> anyhow::Result<Judged> {
     if let Some(asked) = max_len
         && asked > subject.n_ctx()
     {
@@ -82,7 +87,11 @@ pub fn held_out(subject: &Subject, run: &RunFile) -> anyhow::Result<Judged> {
     }
     let found = crate::tune::run_folder::sha256(Path::new(&run.run.data))?;
     if found != run.sha256.data {
-        return Err(BadInput(format!("{}: not the file that the run was tuned on any more; give --data", run.run.data)).into());
+        return Err(BadInput(format!(
+            "{}: not the file that the run was tuned on any more; give --data",
+            run.run.data
+        ))
+        .into());
     }
     Ok(judged(&read(&run.run.data)?, Some(&run.run.held_out)))
 }
@@ -121,7 +130,13 @@ fn own_task(subject: &Subject) -> Option<TaskName> {
     }
 }
 
-fn read(subject: &Subject, data: &Path, task: Option<TaskName>, max_len: usize, truncate: Option<crate::data::Truncate>) -> anyhow::Result<Rows> {
+fn read(
+    subject: &Subject,
+    data: &Path,
+    task: Option<TaskName>,
+    max_len: usize,
+    truncate: Option<crate::data::Truncate>,
+) -> anyhow::Result<Rows> {
     let labels = match subject.task() {
         Some(Task::Classify(labels)) => labels,
         _ => Vec::new(),

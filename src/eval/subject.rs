@@ -58,7 +58,9 @@ impl Subject {
     pub fn open(model: &str, engine: Option<EngineName>, task: Option<Task>, threads: usize) -> anyhow::Result<Self> {
         match (Place::of(model)?, engine) {
             (Place::Gguf(_), Some(EngineName::Candle)) => {
-                crate::bad_input!("{model}: a GGUF file runs on --engine cpu; candle takes Hugging Face folders and RUNs")
+                crate::bad_input!(
+                    "{model}: a GGUF file runs on --engine cpu; candle takes Hugging Face folders and RUNs"
+                )
             }
             (Place::Gguf(path), _) => Self::cpu(Model::open(&path)?, threads),
             (_, Some(EngineName::Cpu)) => {
@@ -196,7 +198,12 @@ impl Subject {
     }
 
     /// Greedy continuation of a prompt, until `ended` says so of what was written, or `max_tokens`.
-    pub fn greedy(&mut self, prompt: &[u32], max_tokens: usize, ended: &dyn Fn(&[u32]) -> bool) -> anyhow::Result<Vec<u32>> {
+    pub fn greedy(
+        &mut self,
+        prompt: &[u32],
+        max_tokens: usize,
+        ended: &dyn Fn(&[u32]) -> bool,
+    ) -> anyhow::Result<Vec<u32>> {
         let mut ids = prompt.to_vec();
         if let Self::Cpu(s) = self {
             s.engine.truncate(0, 0);

@@ -39,9 +39,16 @@ impl Family {
 pub enum RopeScaling {
     None,
     /// Positions divided by `factor`.
-    Linear { factor: f32 },
+    Linear {
+        factor: f32,
+    },
     /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 { factor: f32, low_freq_factor: f32, high_freq_factor: f32, original_max_position_embeddings: usize },
+    Llama3 {
+        factor: f32,
+        low_freq_factor: f32,
+        high_freq_factor: f32,
+        original_max_position_embeddings: usize,
+    },
 }
 
 /// Shape of a network. Field names are `config.json`'s.
@@ -284,10 +291,18 @@ impl Keys<'_> {
         if self.flag("is_decoder") == Some(true) || self.flag("add_cross_attention") == Some(true) {
             return Err("a BERT with is_decoder or add_cross_attention is not supported".into());
         }
-        for key in ["quantization_config", "embedding_multiplier", "residual_multiplier", "logits_scaling",
-            "attention_multiplier", "final_logit_softcapping", "attn_logit_softcapping", "partial_rotary_factor",
-            "num_local_experts", "no_rope_layers"]
-        {
+        for key in [
+            "quantization_config",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "attention_multiplier",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+            "partial_rotary_factor",
+            "num_local_experts",
+            "no_rope_layers",
+        ] {
             if self.0.get(key).is_some_and(|v| !v.is_null()) {
                 return Err(format!("`{key}` changes the mathematics and is not supported yet"));
             }
@@ -322,12 +337,23 @@ mod tests {
 
     #[test]
     fn refuses_what_it_would_have_to_guess() {
-        refuses("model_type", json!("mamba"), "model_type `mamba` is not supported; known: llama, mistral, qwen2, bert");
+        refuses(
+            "model_type",
+            json!("mamba"),
+            "model_type `mamba` is not supported; known: llama, mistral, qwen2, bert",
+        );
         refuses("hidden_act", json!("gelu"), "hidden_act `gelu` is not supported for llama; known: silu");
-        refuses("rope_scaling", json!({"type": "yarn", "factor": 4.0}),
-            "rope type `yarn` is not supported; known: default, linear, llama3");
+        refuses(
+            "rope_scaling",
+            json!({"type": "yarn", "factor": 4.0}),
+            "rope type `yarn` is not supported; known: default, linear, llama3",
+        );
         refuses("num_key_value_heads", json!(3), "num_attention_heads 2 is not a multiple of num_key_value_heads 3");
         refuses("hidden_size", json!(-1), "`hidden_size` is -1, expected a whole number from 1");
-        refuses("quantization_config", json!({}), "`quantization_config` changes the mathematics and is not supported yet");
+        refuses(
+            "quantization_config",
+            json!({}),
+            "`quantization_config` changes the mathematics and is not supported yet",
+        );
     }
 }

@@ -37,17 +37,17 @@ struct Block {
 
 /// What one block keeps for its backward.
 struct Saved {
-    x: Tensor,        // (N, C) input of the block
-    n1: Tensor,       // (N, C) normed input
-    q: Tensor,        // (N, H D) rotated
-    k: Tensor,        // (N, K D) rotated
-    v: Tensor,        // (N, K D)
-    o: Tensor,        // (N, H D) attention output
-    x1: Tensor,       // (N, C) after attention
-    n2: Tensor,       // (N, C)
-    gate: Tensor,     // (N, F)
-    up: Tensor,       // (N, F)
-    h: Tensor,        // (N, F)
+    x: Tensor,    // (N, C) input of the block
+    n1: Tensor,   // (N, C) normed input
+    q: Tensor,    // (N, H D) rotated
+    k: Tensor,    // (N, K D) rotated
+    v: Tensor,    // (N, K D)
+    o: Tensor,    // (N, H D) attention output
+    x1: Tensor,   // (N, C) after attention
+    n2: Tensor,   // (N, C)
+    gate: Tensor, // (N, F)
+    up: Tensor,   // (N, F)
+    h: Tensor,    // (N, F)
 }
 
 /// What a forward keeps for the backward of the whole trunk.
@@ -156,7 +156,15 @@ impl Llama {
     /// Every projection, in network order.
     pub fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.blocks.iter_mut().flat_map(|b| {
-            [&mut b.q_proj, &mut b.k_proj, &mut b.v_proj, &mut b.o_proj, &mut b.gate_proj, &mut b.up_proj, &mut b.down_proj]
+            [
+                &mut b.q_proj,
+                &mut b.k_proj,
+                &mut b.v_proj,
+                &mut b.o_proj,
+                &mut b.gate_proj,
+                &mut b.up_proj,
+                &mut b.down_proj,
+            ]
         })
     }
 
@@ -184,10 +192,20 @@ impl Block {
         Ok((y, Saved { x: x.clone(), n1, q, k, v, o, x1, n2, gate, up, h }))
     }
 
-    fn backward(&self, s: Saved, dy: &Tensor, rope: &Rope, angles: &Angles, batch: &Packed, pass: Pass, grads: &mut Grads) -> Result<Tensor> {
+    fn backward(
+        &self,
+        s: Saved,
+        dy: &Tensor,
+        rope: &Rope,
+        angles: &Angles,
+        batch: &Packed,
+        pass: Pass,
+        grads: &mut Grads,
+    ) -> Result<Tensor> {
         let dh = self.down_proj.backward(&s.h, dy, pass, grads)?;
         let (dgate, dup) = mlp::swiglu_backward(&s.gate, &s.up, &dh)?;
-        let dn2 = (self.gate_proj.backward(&s.n2, &dgate, pass, grads)? + self.up_proj.backward(&s.n2, &dup, pass, grads)?)?;
+        let dn2 = (self.gate_proj.backward(&s.n2, &dgate, pass, grads)?
+            + self.up_proj.backward(&s.n2, &dup, pass, grads)?)?;
         let dx1 = (dy + self.post_attention_layernorm.backward(&s.x1, &dn2, grads)?)?;
         let d_o = self.o_proj.backward(&s.o, &dx1, pass, grads)?;
         let (dq, dk, dv) = self.attention.backward(&s.q, &s.k, &s.v, &d_o, &batch.segments)?;

@@ -123,10 +123,9 @@ impl Checkpoint {
             Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::BF16 => data.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => crate::bad_input!(
-                "{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16",
-                file.display()
-            ),
+            other => {
+                crate::bad_input!("{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16", file.display())
+            }
         };
         Ok((tensor.shape().to_vec(), values))
     }

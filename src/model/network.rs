@@ -69,8 +69,9 @@ impl Network {
             let at = bert::checkpoint_name(weights, &format!("{name}.weight"));
             if !weights.contains(&at) {
                 fresh.push(name.to_owned());
-                let values: Vec<f32> =
-                    (0..out * c).map(|i| rng::normal(seed, rng::stream(name, 0), i as u64) * config.initializer_range).collect();
+                let values: Vec<f32> = (0..out * c)
+                    .map(|i| rng::normal(seed, rng::stream(name, 0), i as u64) * config.initializer_range)
+                    .collect();
                 let bias = bias.then(|| Tensor::zeros(out, candle_core::DType::F32, device)).transpose()?;
                 return Ok(Linear::new(name.into(), Tensor::from_vec(values, (out, c), device)?, bias));
             }
@@ -92,8 +93,12 @@ impl Network {
                 classifier: head_linear("classifier", labels.len(), true)?,
             },
             (false, Task::Span) => Head::Span(head_linear("qa_outputs", 2, true)?),
-            (true, Task::Span) => crate::bad_input!("a span head needs an encoder; {} answers by generating", config.family.model_type()),
-            (false, Task::Generate) => crate::bad_input!("{} is an encoder: it cannot generate", config.family.model_type()),
+            (true, Task::Span) => {
+                crate::bad_input!("a span head needs an encoder; {} answers by generating", config.family.model_type())
+            }
+            (false, Task::Generate) => {
+                crate::bad_input!("{} is an encoder: it cannot generate", config.family.model_type())
+            }
         };
         let trunk = match config.family {
             Family::Bert => Trunk::Bert(Bert::load(config, weights, device)?),
@@ -119,7 +124,14 @@ impl Network {
     }
 
     /// Loss sums of the rows; adds to `grads` the gradient of `weight` times the summed loss.
-    pub fn loss_and_grad(&self, rows: &[&Row], weight: f32, pass: Pass, recompute: bool, grads: &mut Grads) -> Result<LossSum> {
+    pub fn loss_and_grad(
+        &self,
+        rows: &[&Row],
+        weight: f32,
+        pass: Pass,
+        recompute: bool,
+        grads: &mut Grads,
+    ) -> Result<LossSum> {
         let batch = Self::pack(rows);
         let (h, trace) = match &self.trunk {
             Trunk::Llama(t) => t.forward_keep(&batch, pass, recompute).map(|(h, t)| (h, Trace::Llama(t)))?,
@@ -180,7 +192,8 @@ impl Network {
             Head::Score(linear) => {
                 let at = last(&batch.segments);
                 let x = pick(h, &at)?;
-                let (loss, dlogits) = head::cross_entropy(&linear.forward(&x, pass)?, &classes(rows)?, weight.unwrap_or(0.0))?;
+                let (loss, dlogits) =
+                    head::cross_entropy(&linear.forward(&x, pass)?, &classes(rows)?, weight.unwrap_or(0.0))?;
                 let Some(_) = weight else { return Ok((loss, None)) };
                 let dx = linear.backward(&x, &dlogits, pass, grads)?;
                 Ok((loss, Some(scatter(h, &at, &dx)?)))

@@ -77,14 +77,16 @@ impl TextFiles {
         };
         let tokenizer_config = optional("tokenizer_config.json")?
             .map(|bytes| {
-                serde_json::from_slice::<Value>(&bytes)
-                    .map_err(|e| BadInput(format!("{}: not valid JSON: {e}", dir.join("tokenizer_config.json").display())))
+                serde_json::from_slice::<Value>(&bytes).map_err(|e| {
+                    BadInput(format!("{}: not valid JSON: {e}", dir.join("tokenizer_config.json").display()))
+                })
             })
             .transpose()?;
         let chat_template = match optional("chat_template.jinja")? {
-            Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
-                BadInput(format!("{}: not UTF-8", dir.join("chat_template.jinja").display()))
-            })?),
+            Some(bytes) => Some(
+                String::from_utf8(bytes)
+                    .map_err(|_| BadInput(format!("{}: not UTF-8", dir.join("chat_template.jinja").display())))?,
+            ),
             None => tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str().map(str::to_owned)),
         };
         Ok(Self { tokenizer_json: optional("tokenizer.json")?, tokenizer_config, chat_template })
@@ -150,17 +152,25 @@ impl Opened {
                 }
                 let mut opened = Self::open(&run.run.model, seed)?;
                 if opened.adapter.is_some() {
-                    crate::bad_input!("{model}: its base {} is a RUN with an adapter; merge that one first", run.run.model);
+                    crate::bad_input!(
+                        "{model}: its base {} is a RUN with an adapter; merge that one first",
+                        run.run.model
+                    );
                 }
                 if !dir.join("adapter_model.safetensors").is_file() {
-                    crate::bad_input!("{model}: no adapter_model.safetensors: the run is not finished; go on with `edgeft tune --out {model} --resume`");
+                    crate::bad_input!(
+                        "{model}: no adapter_model.safetensors: the run is not finished; go on with `edgeft tune --out {model} --resume`"
+                    );
                 }
                 opened.name = model.to_owned();
                 opened.run = Some(run);
                 opened.adapter = Some(dir);
                 Ok(opened)
             }
-            Place::Gguf(path) => crate::bad_input!("{}: a GGUF file cannot be tuned or merged yet; give its Hugging Face folder", path.display()),
+            Place::Gguf(path) => crate::bad_input!(
+                "{}: a GGUF file cannot be tuned or merged yet; give its Hugging Face folder",
+                path.display()
+            ),
         }
     }
 
@@ -234,7 +244,10 @@ impl Opened {
     /// The network with its adapter, for evaluation. `task` wins over what the model says of itself.
     pub fn network(&self, task: Option<Task>, seed: u64) -> anyhow::Result<Network> {
         let Some(task) = task.or(self.task()?) else {
-            crate::bad_input!("{}: an encoder without a head; tune it first (`edgeft tune --task classify`)", self.name);
+            crate::bad_input!(
+                "{}: an encoder without a head; tune it first (`edgeft tune --task classify`)",
+                self.name
+            );
         };
         let mut network = Network::load(&self.config, &self.weights, task, seed, &Device::Cpu)?;
         if let Some(dir) = &self.adapter {

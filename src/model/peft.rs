@@ -72,7 +72,13 @@ impl AdapterConfig {
                 return Err(format!("`{key}` is not supported yet"));
             }
         }
-        for key in ["layers_to_transform", "layer_replication", "trainable_token_indices", "target_parameters", "exclude_modules"] {
+        for key in [
+            "layers_to_transform",
+            "layer_replication",
+            "trainable_token_indices",
+            "target_parameters",
+            "exclude_modules",
+        ] {
             if json[key].as_array().is_some_and(|a| !a.is_empty()) || json[key].is_u64() || json[key].is_string() {
                 return Err(format!("`{key}` is not supported yet"));
             }
@@ -161,7 +167,11 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
     }
     network.head_modules().into_iter().for_each(|head| head.trained = true);
     if attached == 0 {
-        crate::bad_input!("no module is called {}; this model has: {}", config.target_modules.join(", "), last_parts(names.iter()));
+        crate::bad_input!(
+            "no module is called {}; this model has: {}",
+            config.target_modules.join(", "),
+            last_parts(names.iter())
+        );
     }
     Ok(())
 }

@@ -40,7 +40,10 @@ fn draw(out: &mut String, class: &str, width: f64, height: f64, loss: &[(usize, 
     let x = |step: f64| left + (step - first) / (last - first) * (right - left);
     let y = |value: f64| bottom - (value - low) / (high - low) * (bottom - top);
 
-    let _ = write!(out, "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"loss over steps\">");
+    let _ = write!(
+        out,
+        "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"loss over steps\">"
+    );
     for tick in &y_ticks {
         let at = y(*tick);
         let _ = write!(
@@ -54,9 +57,20 @@ fn draw(out: &mut String, class: &str, width: f64, height: f64, loss: &[(usize, 
     }
     for tick in ticks(first, last, (width / 90.0) as usize, true) {
         let anchor = if x(tick) > right - 20.0 { "end" } else { "middle" };
-        let _ = write!(out, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>", x(tick), bottom + 18.0, number(tick));
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            x(tick),
+            bottom + 18.0,
+            number(tick)
+        );
     }
-    let _ = write!(out, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>", (left + right) / 2.0, height - 4.0);
+    let _ = write!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>",
+        (left + right) / 2.0,
+        height - 4.0
+    );
 
     let line = |points: &[(f64, f64)]| -> String {
         points.iter().enumerate().fold(String::new(), |mut d, (i, (step, value))| {
@@ -80,12 +94,19 @@ fn draw(out: &mut String, class: &str, width: f64, height: f64, loss: &[(usize, 
             let class = if (*step, *value) == best { "dot best" } else { "dot" };
             let title = escape(&format!("step {step}: {value:.4}"));
             let (x, y) = (x(*step as f64), y(*value));
-            let _ = write!(out, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{title}</title></circle>");
+            let _ = write!(
+                out,
+                "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{title}</title></circle>"
+            );
         }
         let (at, above) = (x(best.0 as f64), y(best.1));
         let anchor = if at > right - 60.0 { "end" } else { "middle" };
         let at_y = if above < top + 24.0 { above + 20.0 } else { above - 11.0 };
-        let _ = write!(out, "<text class=\"mark\" x=\"{at:.1}\" y=\"{at_y:.1}\" text-anchor=\"{anchor}\">{:.3}</text>", best.1);
+        let _ = write!(
+            out,
+            "<text class=\"mark\" x=\"{at:.1}\" y=\"{at_y:.1}\" text-anchor=\"{anchor}\">{:.3}</text>",
+            best.1
+        );
     }
     out.push_str("</svg>");
 }

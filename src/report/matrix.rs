@@ -10,7 +10,8 @@ const MOST: usize = 14;
 pub(super) fn figure(when: &str, confusion: &Confusion) -> String {
     let (total, accuracy) = (confusion.total(), 100.0 * confusion.accuracy());
     let title = if when.is_empty() { String::new() } else { format!("<b>{}</b> · ", escape(when)) };
-    let mut out = format!("<figure><figcaption>{title}{accuracy:.1} % of {total} right</figcaption><div class=\"scroll\">");
+    let mut out =
+        format!("<figure><figcaption>{title}{accuracy:.1} % of {total} right</figcaption><div class=\"scroll\">");
     if confusion.labels.len() <= MOST {
         grid(&mut out, confusion);
     } else {
@@ -54,7 +55,11 @@ fn largest(out: &mut String, confusion: &Confusion) {
         wrong.extend(row.iter().enumerate().filter(|(p, n)| *p != truth && **n > 0).map(|(p, n)| (*n, truth, p)));
     }
     wrong.sort_by_key(|(n, truth, predicted)| (usize::MAX - n, *truth, *predicted));
-    let _ = write!(out, "<table class=\"plain\"><thead><tr><th>largest of {} confusions</th><th>predicted as</th><th class=\"number\">rows</th></tr></thead><tbody>", wrong.len());
+    let _ = write!(
+        out,
+        "<table class=\"plain\"><thead><tr><th>largest of {} confusions</th><th>predicted as</th><th class=\"number\">rows</th></tr></thead><tbody>",
+        wrong.len()
+    );
     for (n, truth, predicted) in wrong.iter().take(10) {
         let (truth, predicted) = (escape(&confusion.labels[*truth]), escape(&confusion.labels[*predicted]));
         let _ = write!(out, "<tr><td>{truth}</td><td>{predicted}</td><td class=\"number\">{n}</td></tr>");
@@ -83,7 +88,8 @@ mod tests {
         (matrix[3][4], matrix[5][6], matrix[2][2]) = (2, 7, 50);
         let html = figure("", &Confusion { labels, matrix });
         assert!(html.contains("largest of 2 confusions") && !html.contains("<b>"));
-        let (first, second) = (html.find("<td>l5</td><td>l6</td>").unwrap(), html.find("<td>l3</td><td>l4</td>").unwrap());
+        let (first, second) =
+            (html.find("<td>l5</td><td>l6</td>").unwrap(), html.find("<td>l3</td><td>l4</td>").unwrap());
         assert!(first < second);
     }
 }

@@ -22,7 +22,6 @@ pub enum Method {
     Full,
 }
 
-
 macro_rules! settings {
     ($($(#[$meta:meta])* $name:ident: $ty:ty,)*) => {
         /// Values a user may give, as flags or in `tune.toml`; unknown keys are refused.
@@ -127,7 +126,8 @@ settings! {
 impl Settings {
     /// Reads a `tune.toml` that a person wrote.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
         toml::from_str(&text).map_err(|e| BadInput(format!("{}: {e}", path.display())).into())
     }
 }

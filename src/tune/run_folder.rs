@@ -142,11 +142,13 @@ pub fn sha256(path: &Path) -> anyhow::Result<String> {
     } else {
         vec![path.to_owned()]
     };
-    files.retain(|f| f.is_file() && (path.is_file() || f.extension().is_some_and(|e| e == "json" || e == "safetensors")));
+    files.retain(|f| {
+        f.is_file() && (path.is_file() || f.extension().is_some_and(|e| e == "json" || e == "safetensors"))
+    });
     files.sort();
     for file in files {
-        let mut reader = std::fs::File::open(&file)
-            .map_err(|e| BadInput(format!("cannot read {}: {e}", file.display())))?;
+        let mut reader =
+            std::fs::File::open(&file).map_err(|e| BadInput(format!("cannot read {}: {e}", file.display())))?;
         let mut buffer = vec![0; 1 << 16];
         loop {
             let n = reader.read(&mut buffer)?;

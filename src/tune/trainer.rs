@@ -119,7 +119,8 @@ impl Trainer<'_> {
             let mut loss = LossSum::default();
             for rows in &micro {
                 let pass = Pass { train: true, seed: c.seed, step: state.micro };
-                loss += self.network.loss_and_grad(rows, 1.0 / targets as f32, pass, self.recompute(rows), &mut grads)?;
+                loss +=
+                    self.network.loss_and_grad(rows, 1.0 / targets as f32, pass, self.recompute(rows), &mut grads)?;
                 state.micro += 1;
             }
             let mean = loss.nll / targets as f64;
@@ -143,8 +144,10 @@ impl Trainer<'_> {
             state.tokens += tokens;
             let elapsed = start.elapsed().as_secs_f64();
             curve.push((state.step, mean));
-            self.folder.metric(&json!({"step": state.step, "loss": mean, "lr": lr, "grad_norm": norm, "tokens": state.tokens,
-                "learned_tokens": targets, "seconds": state.seconds + elapsed}))?;
+            self.folder.metric(
+                &json!({"step": state.step, "loss": mean, "lr": lr, "grad_norm": norm, "tokens": state.tokens,
+                "learned_tokens": targets, "seconds": state.seconds + elapsed}),
+            )?;
             let tokens_per_s = (state.tokens - first_token) as f64 / elapsed.max(1e-9);
             watch.step(StepReport { step: state.step, steps, loss: mean, lr, tokens_per_s });
 

@@ -84,7 +84,11 @@ impl CpuEngine {
             return Err(Error::new(Kind::Input, "tokens", "there are none"));
         }
         if let Some(id) = run.tokens.iter().find(|id| **id as usize >= h.n_vocab) {
-            return Err(Error::new(Kind::Input, "token id", format!("{id} is outside the vocabulary of {}", h.n_vocab)));
+            return Err(Error::new(
+                Kind::Input,
+                "token id",
+                format!("{id} is outside the vocabulary of {}", h.n_vocab),
+            ));
         }
         if let Some(types) = run.types {
             if types.len() != run.tokens.len() {
@@ -158,7 +162,8 @@ impl Finder<'_> {
     /// The matrix `{name}.weight` with `{name}.bias` if there is one.
     fn linear(&self, name: &str) -> Result<Linear> {
         let weight = format!("{name}.weight");
-        let index = self.index(&weight).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{weight}`"), "is missing"))?;
+        let index =
+            self.index(&weight).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{weight}`"), "is missing"))?;
         Ok(Linear { index, bias: self.maybe(&format!("{name}.bias")) })
     }
 

@@ -164,7 +164,9 @@ pub enum GgufError {
     Version(u32),
     #[error("the file is big-endian, which is not read; convert it on a little-endian machine")]
     BigEndian,
-    #[error("{what} at byte {at} ends at byte {end}, but the file has {file_bytes} bytes; it is cut short: fetch it again")]
+    #[error(
+        "{what} at byte {at} ends at byte {end}, but the file has {file_bytes} bytes; it is cut short: fetch it again"
+    )]
     Truncated { what: &'static str, at: u64, end: u64, file_bytes: u64 },
     #[error("{n} {what} cannot fit in {file_bytes} bytes")]
     Count { what: &'static str, n: u64, file_bytes: u64 },
@@ -198,7 +200,9 @@ pub enum GgufError {
     Row { name: String, row: u64, ty: GgmlType, block: usize },
     #[error("tensor `{name}` with dimensions {dims:?} overflows")]
     Overflow { name: String, dims: Vec<u64> },
-    #[error("tensor `{name}` begins at offset {found} of the data, expected {expected}: tensors must follow each other")]
+    #[error(
+        "tensor `{name}` begins at offset {found} of the data, expected {expected}: tensors must follow each other"
+    )]
     Offset { name: String, found: u64, expected: u64 },
     #[error("tensor `{name}` ends at byte {end}, but the file has {file_bytes} bytes; it is cut short: fetch it again")]
     PastEnd { name: String, end: u64, file_bytes: u64 },
@@ -357,7 +361,9 @@ impl Gguf {
     pub fn strings(&self, key: &str) -> Result<&[String], GgufError> {
         match self.array(key)? {
             Array::Str(v) => Ok(v),
-            _ => Err(GgufError::KeyType { key: key.to_owned(), found: "array of numbers", expected: "array of strings" }),
+            _ => {
+                Err(GgufError::KeyType { key: key.to_owned(), found: "array of numbers", expected: "array of strings" })
+            }
         }
     }
 
@@ -534,7 +540,9 @@ impl<'a> Reader<'a> {
             if offset != expected {
                 return Err(GgufError::Offset { name, found: offset, expected });
             }
-            expected = offset.checked_add(padded).ok_or_else(|| GgufError::Overflow { name: name.clone(), dims: dims.clone() })?;
+            expected = offset
+                .checked_add(padded)
+                .ok_or_else(|| GgufError::Overflow { name: name.clone(), dims: dims.clone() })?;
             tensors.push(TensorInfo { name, ty, dims, offset, bytes });
         }
         Ok(tensors)

@@ -81,7 +81,14 @@ mod tests {
         let keys: Vec<f32> = (0..n * width).map(value).collect();
         let values: Vec<f32> = (0..n * width).map(|i| value(i + 7)).collect();
         let q: Vec<f32> = (0..2 * d).map(|i| value(i + 3)).collect();
-        let seen = Seen { keys: KvRows::F32(&keys), values: KvRows::F32(&values), span: (1, n), kv_head: 1, width, scale: 0.5 };
+        let seen = Seen {
+            keys: KvRows::F32(&keys),
+            values: KvRows::F32(&values),
+            span: (1, n),
+            kv_head: 1,
+            width,
+            scale: 0.5,
+        };
         let mut want = vec![0.0f64; 2 * d];
         for g in 0..2 {
             let score = |t: usize| 0.5 * (0..d).map(|i| f64::from(q[g * d + i] * keys[t * width + d + i])).sum::<f64>();

@@ -172,7 +172,8 @@ mod tests {
         let (span, none) = best_span(&rows, &in_context);
         let span = span.unwrap();
         assert_eq!(span.tokens, 3..5);
-        let p = |logits: [f64; 5], i: usize| logits[i].exp() / [0, 2, 3, 4].map(|j| logits[j].exp()).iter().sum::<f64>();
+        let p =
+            |logits: [f64; 5], i: usize| logits[i].exp() / [0, 2, 3, 4].map(|j| logits[j].exp()).iter().sum::<f64>();
         let want = p(start.map(f64::from), 3) * p(end.map(f64::from), 4);
         assert!((span.score - want).abs() < 1e-6, "{} {want}", span.score);
         assert!((none - p(start.map(f64::from), 0) * p(end.map(f64::from), 0)).abs() < 1e-6);

@@ -116,11 +116,7 @@ fn vocabulary(gguf: &Gguf) -> Result<Vec<(String, TokenKind)>> {
         Some(_) => return Err(wrong(key, "an array of i32")),
     };
     if kinds.len() != texts.len() {
-        return Err(Error::new(
-            Kind::Input,
-            key,
-            format!("{} token types, but {} tokens", kinds.len(), texts.len()),
-        ));
+        return Err(Error::new(Kind::Input, key, format!("{} token types, but {} tokens", kinds.len(), texts.len())));
     }
     let kind = |k: i64| match k {
         2 => TokenKind::Unknown,
@@ -142,7 +138,9 @@ fn spm(gguf: &Gguf) -> Result<Tokenizer> {
             return Err(Error::new(Kind::Input, key, format!("{} scores, but {} tokens", x.len(), vocabulary.len())));
         }
         Some(_) => return Err(wrong(key, "an array of f32")),
-        None => return Err(Error::new(Kind::Missing, key, "a SentencePiece vocabulary needs scores to rank its merges")),
+        None => {
+            return Err(Error::new(Kind::Missing, key, "a SentencePiece vocabulary needs scores to rank its merges"));
+        }
     };
     let mut special = specials(gguf)?;
     // llama.cpp's numbering of a SentencePiece vocabulary that names no roles.
@@ -181,10 +179,14 @@ fn bpe(gguf: &Gguf) -> Result<Tokenizer> {
 
     let key = "tokenizer.ggml.pre";
     let pre = text(gguf, key)?.ok_or_else(|| {
-        Error::new(Kind::Missing, key, "the file does not say how text is cut before its merges; convert the model again")
+        Error::new(
+            Kind::Missing,
+            key,
+            "the file does not say how text is cut before its merges; convert the model again",
+        )
     })?;
-    let Cut { splits, ignore_merges, add_bos } = cut(pre)
-        .ok_or_else(|| Error::new(Kind::Input, key, format!("the pre-tokenizer `{pre}` is not known here")))?;
+    let Cut { splits, ignore_merges, add_bos } =
+        cut(pre).ok_or_else(|| Error::new(Kind::Input, key, format!("the pre-tokenizer `{pre}` is not known here")))?;
 
     let ids = (0u32..).zip(&vocabulary).map(|(id, (text, _))| (text.clone(), id));
     let model = BPE::builder()
@@ -242,13 +244,9 @@ fn cut(pre: &str) -> Option<Cut> {
             Cut { splits: modern(r"\p{N}{1,3}"), ignore_merges: true, add_bos: true }
         }
         "qwen2" | "deepseek-r1-qwen" => plain(modern(r"\p{N}")),
-        "default" => plain(all(vec![
-            by(r"[\p{P}\$\+<=>\^~\|]+"),
-            by(GPT2),
-            by(r"\p{N}+"),
-            by("[0-9][0-9][0-9]"),
-            bytes(false),
-        ])),
+        "default" => {
+            plain(all(vec![by(r"[\p{P}\$\+<=>\^~\|]+"), by(GPT2), by(r"\p{N}+"), by("[0-9][0-9][0-9]"), bytes(false)]))
+        }
         _ => return None,
     })
 }
@@ -274,7 +272,9 @@ fn wordpiece(gguf: &Gguf) -> Result<Tokenizer> {
     // Back to BERT's own spelling: word starts are bare, the other pieces begin with ##.
     let spelled = |text: &str, kind: TokenKind| match text.strip_prefix(WORD_START) {
         Some(word) => word.to_string(),
-        None if kind != TokenKind::Normal || (text.len() > 2 && text.starts_with('[') && text.ends_with(']')) => text.into(),
+        None if kind != TokenKind::Normal || (text.len() > 2 && text.starts_with('[') && text.ends_with(']')) => {
+            text.into()
+        }
         None => format!("##{text}"),
     };
     let tokens: Vec<Token> =

@@ -11,7 +11,8 @@ use crate::error::Result;
 
 pub(super) fn build(json: &[u8], mut special: Specials) -> Result<Tokenizer> {
     // First of all: the crate panics on a decoder that is not JSON.
-    let parsed: Json = serde_json::from_slice(json).map_err(|e| input(format!("the tokenizer.json is not JSON: {e}")))?;
+    let parsed: Json =
+        serde_json::from_slice(json).map_err(|e| input(format!("the tokenizer.json is not JSON: {e}")))?;
     let mut coder = tokenizers::Tokenizer::from_bytes(json)
         .map_err(|e| input(format!("the tokenizer.json cannot be read: {e}")))?;
     coder.with_padding(None);
@@ -118,7 +119,9 @@ impl Decoding {
                     Self::ByteLevel
                 } else {
                     let strips = |d: &Json| kind(d) == "Strip" && d["start"].as_u64() > Some(0);
-                    Self::SentencePiece { strip: all.iter().any(|d| strips(d) || (kind(d) == "Metaspace" && prepends(d))) }
+                    Self::SentencePiece {
+                        strip: all.iter().any(|d| strips(d) || (kind(d) == "Metaspace" && prepends(d))),
+                    }
                 }
             }
             // Without a decoder, transformers parts tokens by spaces; a WordLevel vocabulary reads the same so.

@@ -16,7 +16,14 @@ impl Findings {
             text.strip_prefix(e.headline().0).unwrap_or(&text).trim().to_owned()
         };
         let mut rows = vec![
-            vec!["nano, before tuning".into(), show::bytes(self.base_bytes), value(&self.before), blank(), blank(), blank()],
+            vec![
+                "nano, before tuning".into(),
+                show::bytes(self.base_bytes),
+                value(&self.before),
+                blank(),
+                blank(),
+                blank(),
+            ],
             vec!["tuned".into(), show::bytes(2 * self.base_bytes), value(&self.after), blank(), blank(), blank()],
         ];
         for file in &self.files {
@@ -42,7 +49,10 @@ impl Findings {
     }
 
     fn columns(&self) -> Vec<String> {
-        COLUMNS.iter().map(|c| if *c == "metric" { self.after.headline().0.to_owned() } else { (*c).to_owned() }).collect()
+        COLUMNS
+            .iter()
+            .map(|c| if *c == "metric" { self.after.headline().0.to_owned() } else { (*c).to_owned() })
+            .collect()
     }
 
     /// Commands to go on with.
@@ -52,7 +62,9 @@ impl Findings {
             DemoTask::Sentiment => format!("edgeft run {small} -p \"The kettle is dreadful.\""),
             DemoTask::Story => format!("edgeft run {small} -p \"LIGHT LOG, Gull Point.\" -n 80"),
             DemoTask::Answer => {
-                format!("edgeft run {small} --question \"Where is the lamp?\" --context \"The lamp is kept in the attic.\"")
+                format!(
+                    "edgeft run {small} --question \"Where is the lamp?\" --context \"The lamp is kept in the attic.\""
+                )
             }
         }];
         next.push(format!("edgeft serve {small}"));
@@ -67,12 +79,18 @@ impl Findings {
         rows.extend(self.rows());
         print!("{}", show::table_with(&rows, &[0, 3, 5]));
         println!("\n  {}", self.lesson.meaning);
-        println!("  verified: the file gives nearly the same probabilities as the tuned model, within the bounds of its type");
+        println!(
+            "  verified: the file gives nearly the same probabilities as the tuned model, within the bounds of its type"
+        );
         for a in &self.answers {
             let right = a.right.as_ref().map_or(String::new(), |r| format!("   (right: {r})"));
             println!("\n  > {}\n  {}{right}", a.asked, a.said.trim_end().replace('\n', "\n  "));
         }
-        println!("\n{:.0} s in all. Open {} for the pictures.\n\nNext:", self.seconds, self.out.join("report.html").display());
+        println!(
+            "\n{:.0} s in all. Open {} for the pictures.\n\nNext:",
+            self.seconds,
+            self.out.join("report.html").display()
+        );
         self.next().iter().for_each(|command| println!("  {command}"));
     }
 
@@ -98,7 +116,9 @@ impl Findings {
         let latency = self
             .files
             .iter()
-            .flat_map(|f| f.bench.rows().into_iter().map(|[what, value, note]| vec![f.mix.to_owned(), what, value, note]))
+            .flat_map(|f| {
+                f.bench.rows().into_iter().map(|[what, value, note]| vec![f.mix.to_owned(), what, value, note])
+            })
             .collect();
         let strings = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
         let last = self.files.last();

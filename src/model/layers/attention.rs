@@ -130,11 +130,11 @@ impl Attention {
     /// Rows of the group of (N, K D) → (n K, T, D).
     fn split_kv(&self, x: &Tensor, g: &Group) -> Result<Tensor> {
         let (k, d) = (self.n_kv_heads, self.head_dim);
-        x.narrow(0, g.start, g.n * g.len)?
-            .reshape((g.n, g.len, k, d))?
-            .transpose(1, 2)?
-            .contiguous()?
-            .reshape((g.n * k, g.len, d))
+        x.narrow(0, g.start, g.n * g.len)?.reshape((g.n, g.len, k, d))?.transpose(1, 2)?.contiguous()?.reshape((
+            g.n * k,
+            g.len,
+            d,
+        ))
     }
 
     /// The way back of [`Attention::split_kv`].

@@ -94,7 +94,14 @@ impl Llama {
     }
 
     /// All runs in one pass; appends their rows to `out`.
-    pub fn forward(&mut self, model: &Model, compute: &mut Compute, cache: &mut KvCache, runs: &[Run], out: &mut Vec<f32>) -> Result<()> {
+    pub fn forward(
+        &mut self,
+        model: &Model,
+        compute: &mut Compute,
+        cache: &mut KvCache,
+        runs: &[Run],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         let h = model.hparams();
         let b = &mut self.buffers;
         let (c, d) = (h.hidden, h.head_dim);
@@ -175,14 +182,8 @@ fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: us
         let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
         let to = before + t + 1;
         let from = h.sliding_window.map_or(0, |w| to.saturating_sub(w));
-        let seen = Seen {
-            keys,
-            values,
-            span: (from, to),
-            kv_head,
-            width: h.n_kv_heads * d,
-            scale: 1.0 / (d as f32).sqrt(),
-        };
+        let seen =
+            Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: 1.0 / (d as f32).sqrt() };
         let q = &q[i * group * d..][..group * d];
         SCRATCH.with_borrow_mut(|(scores, row)| {
             scores.resize(scores.len().max(group * (to - from)), 0.0);
