@@ -91,8 +91,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         }
     }
     for cause in error.chain() {
-        if cause.is::<BadInput>() || cause.is::<DataError>() {
+        if cause.is::<BadInput>() {
             return 2;
+        }
+        if let Some(e) = cause.downcast_ref::<DataError>() {
+            return if e.is_bad_input() { 2 } else { 1 };
         }
         if let Some(e) = cause.downcast_ref::<edgeft_runtime::Error>() {
             use edgeft_runtime::Kind;

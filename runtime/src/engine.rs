@@ -2,6 +2,8 @@
 
 pub mod cpu;
 
+pub use crate::kv_cache::KvType;
+
 use crate::error::Result;
 use crate::model::Hparams;
 
@@ -27,14 +29,6 @@ pub struct Run<'a> {
     pub types: Option<&'a [u8]>,
     /// Which positions give output rows.
     pub rows: Rows,
-}
-
-/// Type of the elements of the key and value cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum KvType {
-    F32,
-    F16,
 }
 
 /// How an engine is set up.

@@ -1,9 +1,16 @@
 //! Keys and values by layer, sequence and position. Memory grows with the tokens, up to a capacity that never moves.
 
-use crate::engine::KvType;
 use crate::error::{Error, Kind, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+
+/// Type of the elements of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum KvType {
+    F32,
+    F16,
+}
 
 /// Elements of one type.
 enum Store {

@@ -184,6 +184,14 @@ impl Subject {
             }
             Self::Cpu(s) => {
                 let n = row.keys.min(row.ids.len());
+                // The cache numbers positions itself. A shift of all of them changes nothing where they are rotations.
+                let first = if s.model.hparams().causal { row.positions[0] } else { 0 };
+                if !row.positions[..n].iter().copied().eq(first..first + n as u32) {
+                    crate::bad_input!(
+                        "row {}: padding before or between its tokens, which the cpu engine does not take",
+                        row.source
+                    );
+                }
                 let rows = match s.model.task() {
                     ModelTask::Classify | ModelTask::Embed => Rows::Last,
                     ModelTask::Generate | ModelTask::Answer => Rows::All,
