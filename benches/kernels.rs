@@ -101,7 +101,7 @@ fn measure(w: &Matrix, n: usize, level: Level) -> (f64, f64) {
     (median(&times).unwrap_or(f64::NAN), mad(&times).unwrap_or(f64::NAN))
 }
 
-/// `size` rows of blocks: any codes, scales near 1.
+/// `size` rows of blocks: any codes, scales near 1; those of the K types are subnormal halves, as they often are in files.
 fn weights(ty: GgmlType, size: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..size * ty.row_bytes(size).unwrap_or(0)).map(|i| (i * 131 + i / 7) as u8).collect();
     let scales: &[usize] = match ty {
@@ -110,8 +110,9 @@ fn weights(ty: GgmlType, size: usize) -> Vec<u8> {
         GgmlType::F32 => &[3],
         _ => &[1],
     };
+    let high = if ty.block_len() == 256 { 0x01 } else { 0x3c };
     for block in bytes.chunks_mut(ty.block_bytes()) {
-        scales.iter().for_each(|at| block[*at] = 0x3c);
+        scales.iter().for_each(|at| block[*at] = high);
     }
     bytes
 }

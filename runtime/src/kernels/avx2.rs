@@ -111,9 +111,10 @@ fn lanes_of([low, high]: [__m256; 2]) -> [f32; scalar::LANES] {
     out
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "sse2,f16c")]
 fn f32_of(h: f16) -> f32 {
-    scalar::half_to_f32(h.to_bits())
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(h.to_bits()))))
 }
 
 /// Pairs of products of signed codes, 16 bits: at most 2 * 128 * 127.

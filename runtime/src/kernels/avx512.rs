@@ -330,9 +330,10 @@ macro_rules! dot_with_mins {
 dot_with_mins!(dot_q4_k, BlockQ4K, codes_q4_k);
 dot_with_mins!(dot_q5_k, BlockQ5K, codes_q5_k);
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "sse2,f16c")]
 fn f32_of(h: f16) -> f32 {
-    scalar::half_to_f32(h.to_bits())
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(h.to_bits()))))
 }
 
 /// 32 bytes twice, the second copy shifted right by four: low nibbles, then high ones.

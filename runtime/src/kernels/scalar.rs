@@ -117,10 +117,12 @@ pub(super) fn float_rows(
 #[inline(always)]
 pub fn half_to_f32(h: u16) -> f32 {
     let (sign, rest) = (u32::from(h & 0x8000) << 16, u32::from(h & 0x7fff));
-    // The exponent moves from bias 15 to 127 by a power of two, which also normalizes subnormals.
-    let finite = f32::from_bits(rest << 13) * f32::from_bits(0x7780_0000);
-    let special = f32::from_bits((rest << 13) | 0x7f80_0000);
-    f32::from_bits(if rest >= 0x7c00 { special } else { finite }.to_bits() | sign)
+    // Subnormal halves are whole multiples of 2^-24; as subnormal floats on the way they would stall most CPUs.
+    let subnormal = (rest as i32 as f32 * f32::from_bits(0x3380_0000)).to_bits();
+    let normal = (rest << 13) + (112 << 23); // the exponent moves from bias 15 to 127
+    let special = (rest << 13) | 0x7f80_0000;
+    let magnitude = if rest < 0x400 { subnormal } else { normal };
+    f32::from_bits(if rest >= 0x7c00 { special } else { magnitude } | sign)
 }
 
 #[inline(always)]
