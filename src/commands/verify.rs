@@ -85,7 +85,7 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
         return compare_recorded(&mut subject, &Reference::read(Path::new(q.reference))?, bounds);
     }
     let mut reference = Subject::open(q.reference, None, None, q.threads)?;
-    let judged = rows(q, &reference)?;
+    let judged = rows(q, &subject, &reference)?;
     let mut verification = compare(&mut subject, &mut reference, &judged.rows, bounds)?;
     if let (Ok(a), Ok(b)) = (subject.tokenizer(), reference.tokenizer()) {
         let mut difference = None;
@@ -108,7 +108,7 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
 }
 
 /// DATA, or what the RUN held out, or the embedded sample; the last two are named on stderr.
-fn rows(q: &Question, reference: &Subject) -> anyhow::Result<Judged> {
+fn rows(q: &Question, subject: &Subject, reference: &Subject) -> anyhow::Result<Judged> {
     if let Some(data) = q.data {
         return read_judged(reference, data, None, None);
     }
@@ -122,7 +122,7 @@ fn rows(q: &Question, reference: &Subject) -> anyhow::Result<Judged> {
         }
     }
     eprintln!("comparing on the embedded sample of English; give --data for rows of your own");
-    crate::eval::rows::embedded_sample(reference)
+    crate::eval::rows::embedded_sample(reference, subject.n_ctx().min(reference.n_ctx()))
 }
 
 /// Prints a verification for people.

@@ -96,11 +96,12 @@ pub fn held_out(subject: &Subject, run: &RunFile) -> anyhow::Result<Judged> {
     Ok(judged(&read(&run.run.data)?, Some(&run.run.held_out)))
 }
 
-/// Texts of the embedded corpus, without labels: what two stages are compared on when nothing else is at hand.
+/// Texts of the embedded corpus, without labels: what two stages are compared on when nothing else is at hand;
+/// cut to `max_len` tokens.
 ///
 /// # Errors
 /// A model that reads questions, which these texts do not ask.
-pub fn embedded_sample(subject: &Subject) -> anyhow::Result<Judged> {
+pub fn embedded_sample(subject: &Subject, max_len: usize) -> anyhow::Result<Judged> {
     if subject.task() == Some(Task::Span) {
         crate::bad_input!("a model that answers questions needs some to be compared on; give --data");
     }
@@ -112,7 +113,7 @@ pub fn embedded_sample(subject: &Subject) -> anyhow::Result<Judged> {
         .enumerate()
         .map(|(i, text)| {
             let mut ids = tokenizer.encode(text, true)?;
-            ids.truncate(subject.n_ctx());
+            ids.truncate(max_len);
             let learned = vec![true; ids.len()];
             Ok(if language { Row::language(ids, &learned, i) } else { Row::new(ids, Target::None, i) })
         })
