@@ -11,7 +11,9 @@ fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for file in files {
         match gguf_rs_check::compare(Path::new(&file)) {
-            Ok(a) => println!("{file}: both readers agree on {} keys and {} tensors in {} bytes", a.keys, a.tensors, a.bytes),
+            Ok(a) => {
+                println!("{file}: both readers agree on {} keys and {} tensors in {} bytes", a.keys, a.tensors, a.bytes)
+            }
             Err(e) => {
                 println!("{file}: {e}");
                 code = ExitCode::FAILURE;

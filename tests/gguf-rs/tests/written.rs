@@ -1,7 +1,8 @@
 //! Files that `edgeft-quantize` writes, read back by both.
 
 use edgeft_quantize::{
-    Arch, BoxError, Mix, ModelSpec, PlanOptions, RopeScaling, RopeSpec, Task, TensorSource, TokenizerFiles, plan, write_gguf,
+    Arch, BoxError, Mix, ModelSpec, PlanOptions, RopeScaling, RopeSpec, Task, TensorSource, TokenizerFiles, plan,
+    write_gguf,
 };
 use gguf_rs_check::compare;
 use std::path::PathBuf;
@@ -74,7 +75,12 @@ fn tokenizer() -> TokenizerFiles {
     let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100;
     for b in 0..256u32 {
-        let c = if printable(b) { b } else { next += 1; next - 1 };
+        let c = if printable(b) {
+            b
+        } else {
+            next += 1;
+            next - 1
+        };
         let c = char::from_u32(c).unwrap().to_string();
         vocab.push(format!("{}:{b}", serde_json::to_string(&c).unwrap()));
     }
