@@ -1,4 +1,6 @@
-//! Activations, rounded to eight bits where the weights they meet are quantized (ggml's `q8_0` and `q8_K`).
+//! Activations in the precision of the weights they meet, as in ggml: eight bits for quantized weights (its `q8_0` and
+//! `q8_K`), halves for halves. An engine that keeps more bits in one place gives other texts than llama.cpp, because the
+//! difference turns codes of the next place.
 
 use crate::format::GgmlType;
 use half::f16;
@@ -41,6 +43,8 @@ impl Codes {
 pub enum Form {
     /// As they are.
     F32,
+    /// Floats rounded to f16.
+    F16,
     /// Codes in blocks of 32.
     Q8,
     /// Codes in blocks of 256.
@@ -53,6 +57,7 @@ impl Form {
         match ty {
             GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => Self::Q8,
             GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => Self::Q8K,
+            GgmlType::F16 => Self::F16,
             _ => Self::F32,
         }
     }
@@ -67,6 +72,8 @@ pub struct Acts {
     pub cols: usize,
     /// (n, cols).
     pub x: Vec<f32>,
+    /// (n, cols), rounded to f16, when prepared.
+    pub halves: Vec<f32>,
     /// In blocks of 32, when prepared.
     pub q8: Codes,
     /// In blocks of 256, when prepared.
@@ -79,14 +86,21 @@ impl Acts {
         self.x.clear();
         self.x.extend_from_slice(x);
         (self.n, self.cols) = (x.len() / cols, cols);
+        self.halves.clear();
         self.q8.clear();
         self.q8k.clear();
+    }
+
+    /// (n, cols) for weights of a float type; [`Acts::prepare`] comes first.
+    pub fn floats(&self, ty: GgmlType) -> &[f32] {
+        if Form::of(ty) == Form::F16 { &self.halves } else { &self.x }
     }
 
     /// Makes a form, unless it is there.
     pub fn prepare(&mut self, form: Form) {
         match form {
             Form::F32 => {}
+            Form::F16 if self.halves.is_empty() => self.halves.extend(self.x.iter().map(|x| half_precision(*x))),
             Form::Q8 if self.q8.d.is_empty() => {
                 for x in self.x.as_chunks::<32>().0 {
                     let (d, qs) = quantize_q8(x);
@@ -100,9 +114,20 @@ impl Acts {
                     self.q8k.sums.extend(qs.as_chunks::<32>().0.iter().map(sum));
                 }
             }
-            Form::Q8 | Form::Q8K => {}
+            Form::F16 | Form::Q8 | Form::Q8K => {}
         }
     }
+}
+
+/// The nearest f16, halves to even; ±65504, the largest, for what is beyond it.
+fn half_precision(x: f32) -> f32 {
+    let m = if x.abs() > 65504.0 { 65504.0 } else { x.abs() };
+    let bits = m.to_bits();
+    let normal = f32::from_bits((bits + 0xfff + (bits >> 13 & 1)) & !0x1fff);
+    // Below 2^-14 halves lie 2^-24 apart, as floats from 0.5 to 1 do.
+    let small = (m + 0.5) - 0.5;
+    let rounded = if m < f32::from_bits(0x3880_0000) { small } else { normal };
+    if x.is_nan() { x } else { rounded.copysign(x) }
 }
 
 /// At most 32 * 127.
@@ -166,6 +191,20 @@ mod tests {
         for i in -127_000..=127_000 {
             let v = i as f32 / 1000.0;
             assert_eq!(nearest(v), v.round_ties_even() as i8, "{v}");
+        }
+    }
+
+    #[test]
+    fn half_precision_is_that_of_the_half_crate() {
+        for i in 0..=u32::MAX >> 10 {
+            let x = f32::from_bits(i << 10 | i & 0x3ff);
+            let want = f16::from_f32(x);
+            if want.is_nan() {
+                assert!(half_precision(x).is_nan(), "{x}");
+            } else {
+                let want = want.to_f32().clamp(-65504.0, 65504.0);
+                assert_eq!(half_precision(x).to_bits(), want.to_bits(), "{x}");
+            }
         }
     }
 

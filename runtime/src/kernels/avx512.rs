@@ -430,7 +430,7 @@ macro_rules! dot_of_floats {
             let (chunks, rest) = row.as_chunks::<{ 16 * $bytes }>();
             let mut x = [(&[][..], &[][..]); T];
             for t in 0..T {
-                x[t] = acts.x[(from + t) * acts.cols..][..acts.cols].as_chunks::<16>();
+                x[t] = acts.floats($ty)[(from + t) * acts.cols..][..acts.cols].as_chunks::<16>();
             }
             let mut lanes = [_mm512_setzero_ps(); T];
             for (c, chunk) in chunks.iter().enumerate() {

@@ -109,7 +109,7 @@ pub(super) fn float_rows(
                 &*scratch
             }
         };
-        out.iter_mut().zip(acts.x.chunks(acts.cols)).for_each(|(out, x)| dot(row, x, out));
+        out.iter_mut().zip(acts.floats(w.ty).chunks(acts.cols)).for_each(|(out, x)| dot(row, x, out));
     }
 }
 
@@ -528,6 +528,7 @@ mod tests {
                     for t in 0..n {
                         let seen = |i: usize| match Form::of(ty) {
                             Form::F32 => x[t * cols + i],
+                            Form::F16 => f32::from(half::f16::from_f32(x[t * cols + i])),
                             Form::Q8 => acts.q8.d[(t * cols + i) / 32] * f32::from(acts.q8.qs[t * cols + i]),
                             Form::Q8K => acts.q8k.d[(t * cols + i) / 256] * f32::from(acts.q8k.qs[t * cols + i]),
                         };
