@@ -8,7 +8,7 @@
 use edgeft::export;
 use edgeft::model::open::Opened;
 use edgeft_quantize::Mix;
-use edgeft_runtime::engine::{EngineOptions, KvType};
+use edgeft_runtime::engine::{Backend, EngineOptions, KvType};
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::device::{Device, peak_mib};
 use edgeft_runtime::measure::report::{Ceiling, Report};
@@ -48,7 +48,13 @@ fn measure(name: &str, open: impl Fn() -> edgeft_runtime::Result<Model>) -> anyh
         let model = open()?;
         let (task, causal, n_ctx) = (model.task(), model.hparams().causal, model.hparams().n_ctx);
         let case = Case { batch, ..Case::default() }.within(task, causal, n_ctx);
-        let options = EngineOptions { threads, ctx: case.ctx(task, causal), n_seqs: batch, kv: KvType::F16 };
+        let options = EngineOptions {
+            backend: Backend::Cpu,
+            threads,
+            ctx: case.ctx(task, causal),
+            n_seqs: batch,
+            kv: KvType::F16,
+        };
         let mut engine = model.engine(&options)?;
         let tokenizer = model.tokenizer().ok();
         let load_ms = start.elapsed().as_secs_f64() * 1e3;

@@ -10,7 +10,7 @@ use edgeft::data::batch::Row;
 use edgeft::data::tokens::read_rows;
 use edgeft::eval::subject::{EngineName, Subject};
 use edgeft_quantize::Mix;
-use edgeft_runtime::engine::{EngineOptions, KvType, Rows, Run};
+use edgeft_runtime::engine::{Backend, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::model::Model;
 use serde_json::json;
 
@@ -164,7 +164,7 @@ fn the_cpu_engine_gives_the_same_bits_for_any_threads() {
                 Model::from_bytes(edgeft::export::to_memory(&opened, mix).expect("a file"), name).expect("a model");
             let ids: Vec<u32> = (0..33).map(|i| 5 + i * 11 % 300).collect();
             let logits = |threads: usize| {
-                let options = EngineOptions { threads, ctx: 64, n_seqs: 1, kv: KvType::F32 };
+                let options = EngineOptions { backend: Backend::Cpu, threads, ctx: 64, n_seqs: 1, kv: KvType::F32 };
                 let mut engine = model.engine(&options).expect("an engine");
                 let mut out = Vec::new();
                 engine

@@ -7,6 +7,29 @@ pub use crate::kv_cache::KvType;
 use crate::error::Result;
 use crate::model::Hparams;
 
+/// Where the arithmetic is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// Our own CPU kernels.
+    #[default]
+    Cpu,
+    /// wgpu (feature `gpu`).
+    Gpu,
+    /// ONNX Runtime (feature `ort`).
+    Ort,
+}
+
+impl Backend {
+    /// As the command line spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+            Self::Ort => "ort",
+        }
+    }
+}
+
 /// Which positions of a run give output rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
@@ -34,6 +57,8 @@ pub struct Run<'a> {
 /// How an engine is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
+    /// Where to compute.
+    pub backend: Backend,
     /// Threads that compute.
     pub threads: usize,
     /// Tokens a sequence may hold.

@@ -2,7 +2,7 @@
 
 use crate::chat::ChatTemplate;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Backend, Engine, EngineOptions};
 use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;
 use crate::format::gguf::{Array, Gguf, GgufError, TensorInfo, Value};
@@ -227,12 +227,22 @@ impl Model {
         Ok(self.0.chat.get_or_init(|| built).as_ref())
     }
 
-    /// Loads the model into the CPU engine.
+    /// Loads the model into an engine.
     ///
     /// # Errors
-    /// `Limit` when the options ask for nothing or too much.
+    /// `Missing` for an engine that this build or this machine lacks; `Limit` when the options ask for nothing or too much.
     pub fn engine(&self, options: &EngineOptions) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(CpuEngine::new(self.clone(), options)?))
+        match options.backend {
+            Backend::Cpu => Ok(Box::new(CpuEngine::new(self.clone(), options)?)),
+            Backend::Gpu | Backend::Ort => {
+                let name = options.backend.name();
+                Err(Error::new(
+                    Kind::Missing,
+                    format!("engine {name}"),
+                    format!("not in this build; build with `--features {name}`"),
+                ))
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chat::{ChatTemplate, Message};
-use crate::engine::{Engine, EngineOptions, KvType, Rows, Run};
+use crate::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
 use crate::sample::{Sampler, Sampling, logprob, softmax, top_logprobs};
@@ -27,6 +27,8 @@ const DEFAULT_CTX: usize = 4096;
 /// How a session is set up.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
+    /// Where to compute.
+    pub backend: Backend,
     /// Tokens that prompt and answer may hold together; `None` is the model's own context, at most 4096.
     pub ctx: Option<usize>,
     /// Threads that compute; `None` is as many as the process may really use.
@@ -37,7 +39,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { ctx: None, threads: None, kv: KvType::F16 }
+        Self { backend: Backend::Cpu, ctx: None, threads: None, kv: KvType::F16 }
     }
 }
 
@@ -46,6 +48,7 @@ impl SessionOptions {
     pub fn engine(&self, model: &Model, n_seqs: usize) -> EngineOptions {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
         EngineOptions {
+            backend: self.backend,
             threads: self.threads.unwrap_or_else(cores),
             ctx: self.ctx.unwrap_or(model.hparams().n_ctx.min(DEFAULT_CTX)),
             n_seqs,

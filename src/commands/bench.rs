@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod rank_test;
 
+use super::run::RunEngine;
 use super::show;
 use crate::cli::Global;
 use crate::error::GateFailed;
@@ -11,7 +12,7 @@ use crate::model::open::{Opened, Place};
 use crate::profile::{Prediction, Profile};
 use compare::{Comparison, Earlier};
 use edgeft_quantize::Mix;
-use edgeft_runtime::engine::{EngineOptions, KvType};
+use edgeft_runtime::engine::{Backend, EngineOptions, KvType};
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::device::{Device, peak_mib};
 use edgeft_runtime::measure::report::{Ceiling, Report};
@@ -34,9 +35,9 @@ pub struct BenchArgs {
     /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Engine
+    /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
-    pub engine: BenchEngine,
+    pub engine: RunEngine,
     /// Tokens of the prompt, or of a text that is classified [default: 128, or what the model has room for]
     #[arg(long, value_name = "N")]
     pub prompt: Option<usize>,
@@ -55,13 +56,6 @@ pub struct BenchArgs {
     /// Hold the numbers against an earlier --json line of the same case
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-}
-
-/// Engines that can be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BenchEngine {
-    /// The device's CPU kernels
-    Cpu,
 }
 
 /// Type of the cache: the runtime's default.
@@ -83,7 +77,7 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Some(_) => case,
         None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
     };
-    let (model, report) = measure_case(&args.model, fitted, global.threads())?;
+    let (model, report) = measure_case(&args.model, args.engine.into(), fitted, global.threads())?;
 
     let prediction = profile.map(|p| p.predict(&model, &report.measurement.case, KV));
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
@@ -103,16 +97,21 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Opens a MODEL on the CPU engine and measures it.
 pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
-    measure_case(name, |_| case, threads)
+    measure_case(name, Backend::Cpu, |_| case, threads)
 }
 
 /// The same, of a case that depends on the model.
-fn measure_case(name: &str, case: impl FnOnce(&Model) -> Case, threads: usize) -> anyhow::Result<(Model, Report)> {
+fn measure_case(
+    name: &str,
+    backend: Backend,
+    case: impl FnOnce(&Model) -> Case,
+    threads: usize,
+) -> anyhow::Result<(Model, Report)> {
     let start = Instant::now();
     let model = open(name)?;
     let case = case(&model);
     let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
-    let mut engine = model.engine(&EngineOptions { threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
+    let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
         Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
@@ -127,8 +126,16 @@ fn measure_case(name: &str, case: impl FnOnce(&Model) -> Case, threads: usize) -
     let peak_mib = peak_mib(); // before the ceiling's buffer
     let ceiling = Ceiling::measure(&model, &measurement, threads, KV);
     let device = Device::detect(&Kernels::detect()?);
-    let report =
-        Report { engine: "cpu", model: name.to_owned(), threads, load_ms, peak_mib, measurement, ceiling, device };
+    let report = Report {
+        engine: backend.name(),
+        model: name.to_owned(),
+        threads,
+        load_ms,
+        peak_mib,
+        measurement,
+        ceiling,
+        device,
+    };
     Ok((model, report))
 }
 

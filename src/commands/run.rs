@@ -7,7 +7,7 @@ use crate::export;
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
 use edgeft_runtime::chat::Message;
-use edgeft_runtime::engine::KvType;
+use edgeft_runtime::engine::{Backend, KvType};
 use edgeft_runtime::model::{Model, Task};
 use edgeft_runtime::sample::Sampling;
 use edgeft_runtime::session::{
@@ -77,6 +77,20 @@ pub struct RunArgs {
 pub enum RunEngine {
     /// The device's CPU kernels
     Cpu,
+    /// A GPU, by wgpu
+    Gpu,
+    /// ONNX Runtime
+    Ort,
+}
+
+impl From<RunEngine> for Backend {
+    fn from(engine: RunEngine) -> Self {
+        match engine {
+            RunEngine::Cpu => Self::Cpu,
+            RunEngine::Gpu => Self::Gpu,
+            RunEngine::Ort => Self::Ort,
+        }
+    }
 }
 
 /// Types of the cache.
@@ -122,7 +136,12 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
     let start = Instant::now();
     let model = open(&args.model)?;
-    let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), kv: args.kv.into() };
+    let options = SessionOptions {
+        backend: args.engine.into(),
+        ctx: args.ctx,
+        threads: Some(global.threads()),
+        kv: args.kv.into(),
+    };
     let mut session = Session::new(&model, &options)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     session.tokenizer().map_err(|e| e.at(&args.model))?;

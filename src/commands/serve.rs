@@ -53,7 +53,12 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let model = name_of(&args.model);
     let config = Config { addr, model: model.clone(), api_key, limits: Limits::default() };
-    let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), ..SessionOptions::default() };
+    let options = SessionOptions {
+        backend: args.engine.into(),
+        ctx: args.ctx,
+        threads: Some(global.threads()),
+        ..SessionOptions::default()
+    };
     let (tell, told) = mpsc::channel();
     let server = Server::start(config, {
         let place = args.model.clone();

@@ -5,7 +5,7 @@ use crate::export;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
-use edgeft_runtime::engine::{Engine, EngineOptions, KvType, Rows, Run};
+use edgeft_runtime::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::model::{Model, Task as ModelTask};
 use edgeft_runtime::sample::argmax;
 use edgeft_runtime::tokenizer::Tokenizer;
@@ -19,6 +19,22 @@ pub enum EngineName {
     Candle,
     /// The device's CPU kernels: GGUF, or anything else converted in memory
     Cpu,
+    /// A GPU, by wgpu: the same files
+    Gpu,
+    /// ONNX Runtime: ONNX folders
+    Ort,
+}
+
+impl EngineName {
+    /// The runtime's backend; `None` for the learning half's own.
+    fn backend(self) -> Option<Backend> {
+        match self {
+            Self::Candle => None,
+            Self::Cpu => Some(Backend::Cpu),
+            Self::Gpu => Some(Backend::Gpu),
+            Self::Ort => Some(Backend::Ort),
+        }
+    }
 }
 
 /// Output rows of one sequence.
@@ -33,8 +49,8 @@ pub struct Logits {
 pub enum Subject {
     /// On candle.
     Candle(Box<CandleSubject>),
-    /// On the CPU engine.
-    Cpu(Box<CpuSubject>),
+    /// On one of the runtime's engines.
+    Runtime(Box<RuntimeSubject>),
 }
 
 /// A network of the learning half.
@@ -45,8 +61,8 @@ pub struct CandleSubject {
     pub opened: Opened,
 }
 
-/// A GGUF model in the runtime.
-pub struct CpuSubject {
+/// A model in the runtime.
+pub struct RuntimeSubject {
     /// The model.
     pub model: Model,
     engine: Box<dyn Engine>,
@@ -56,19 +72,24 @@ impl Subject {
     /// Opens MODEL. Without an engine: GGUF on `cpu`, everything else on `candle`. `task` wins over what the model says of
     /// itself. Engines get an f32 cache.
     pub fn open(model: &str, engine: Option<EngineName>, task: Option<Task>, threads: usize) -> anyhow::Result<Self> {
-        match (Place::of(model)?, engine) {
-            (Place::Gguf(_), Some(EngineName::Candle)) => {
+        let place = Place::of(model)?;
+        let backend = match engine {
+            Some(engine) => engine.backend(),
+            None => matches!(place, Place::Gguf(_)).then_some(Backend::Cpu),
+        };
+        match (place, backend) {
+            (Place::Gguf(_), None) => {
                 crate::bad_input!(
                     "{model}: a GGUF file runs on --engine cpu; candle takes Hugging Face folders and RUNs"
                 )
             }
-            (Place::Gguf(path), _) => Self::cpu(Model::open(&path)?, threads),
-            (_, Some(EngineName::Cpu)) => {
+            (Place::Gguf(path), Some(backend)) => Self::on_runtime(Model::open(&path)?, backend, threads),
+            (_, Some(backend)) => {
                 let opened = Opened::open(model, 0)?;
                 let bytes = export::to_memory(&opened, Mix::F32)?;
-                Self::cpu(Model::from_bytes(bytes, model)?, threads)
+                Self::on_runtime(Model::from_bytes(bytes, model)?, backend, threads)
             }
-            _ => {
+            (_, None) => {
                 let opened = Opened::open(model, 0)?;
                 let network = opened.network(task, 0)?;
                 Ok(Self::on_candle(network, opened))
@@ -91,17 +112,17 @@ impl Subject {
         Self::Candle(Box::new(CandleSubject { network, opened }))
     }
 
-    fn cpu(model: Model, threads: usize) -> anyhow::Result<Self> {
+    fn on_runtime(model: Model, backend: Backend, threads: usize) -> anyhow::Result<Self> {
         let ctx = model.hparams().n_ctx;
-        let engine = model.engine(&EngineOptions { threads, ctx, n_seqs: 1, kv: KvType::F32 })?;
-        Ok(Self::Cpu(Box::new(CpuSubject { model, engine })))
+        let engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: 1, kv: KvType::F32 })?;
+        Ok(Self::Runtime(Box::new(RuntimeSubject { model, engine })))
     }
 
     /// What the model answers.
     pub fn task(&self) -> Option<Task> {
         match self {
             Self::Candle(s) => Some(s.network.task.clone()),
-            Self::Cpu(s) => match s.model.task() {
+            Self::Runtime(s) => match s.model.task() {
                 ModelTask::Generate => Some(Task::Generate),
                 ModelTask::Classify => Some(Task::Classify(s.model.labels().to_vec())),
                 ModelTask::Answer if !self.is_decoder() => Some(Task::Span),
@@ -115,7 +136,7 @@ impl Subject {
     pub fn is_decoder(&self) -> bool {
         match self {
             Self::Candle(s) => s.opened.config.family.is_decoder(),
-            Self::Cpu(s) => s.model.hparams().causal,
+            Self::Runtime(s) => s.model.hparams().causal,
         }
     }
 
@@ -123,7 +144,7 @@ impl Subject {
     pub fn n_ctx(&self) -> usize {
         match self {
             Self::Candle(s) => s.opened.config.max_position_embeddings,
-            Self::Cpu(s) => s.model.hparams().n_ctx,
+            Self::Runtime(s) => s.model.hparams().n_ctx,
         }
     }
 
@@ -131,7 +152,7 @@ impl Subject {
     fn room(&self) -> Room {
         match self {
             Self::Candle(s) => s.opened.config.room(),
-            Self::Cpu(s) => {
+            Self::Runtime(s) => {
                 let h = s.model.hparams();
                 let (positions, types) = if h.causal { (usize::MAX, usize::MAX) } else { (h.n_ctx, h.n_token_types) };
                 Room { vocab: h.n_vocab, positions, types }
@@ -143,7 +164,7 @@ impl Subject {
     pub fn tokenizer(&self) -> anyhow::Result<Arc<Tokenizer>> {
         match self {
             Self::Candle(s) => Ok(Arc::new(export::tokenizer(&s.opened)?)),
-            Self::Cpu(s) => Ok(s.model.tokenizer()?),
+            Self::Runtime(s) => Ok(s.model.tokenizer()?),
         }
     }
 
@@ -151,7 +172,7 @@ impl Subject {
     pub fn template(&self) -> Option<String> {
         match self {
             Self::Candle(s) => s.opened.text.chat_template.clone(),
-            Self::Cpu(s) => s.model.gguf().str("tokenizer.chat_template").ok().map(str::to_owned),
+            Self::Runtime(s) => s.model.gguf().str("tokenizer.chat_template").ok().map(str::to_owned),
         }
     }
 
@@ -159,7 +180,7 @@ impl Subject {
     pub fn type_name(&self) -> String {
         match self {
             Self::Candle(_) => "f32".into(),
-            Self::Cpu(s) => match s.model.gguf().str("edgeft.plan.mix") {
+            Self::Runtime(s) => match s.model.gguf().str("edgeft.plan.mix") {
                 Ok(mix) => mix.to_owned(),
                 Err(_) => Mix::all()
                     .find(|m| s.model.gguf().u32("general.file_type").ok() == Some(m.file_type()))
@@ -182,13 +203,13 @@ impl Subject {
                 let logits = s.network.logits(&packed)?;
                 Ok(Logits { width: logits.dim(1)?, values: logits.flatten_all()?.to_vec1()? })
             }
-            Self::Cpu(s) => {
+            Self::Runtime(s) => {
                 let n = row.keys.min(row.ids.len());
                 // The cache numbers positions itself. A shift of all of them changes nothing where they are rotations.
                 let first = if s.model.hparams().causal { row.positions[0] } else { 0 };
                 if !row.positions[..n].iter().copied().eq(first..first + n as u32) {
                     crate::bad_input!(
-                        "row {}: padding before or between its tokens, which the cpu engine does not take",
+                        "row {}: padding before or between its tokens, which only --engine candle takes",
                         row.source
                     );
                 }
@@ -213,7 +234,7 @@ impl Subject {
         ended: &dyn Fn(&[u32]) -> bool,
     ) -> anyhow::Result<Vec<u32>> {
         let mut ids = prompt.to_vec();
-        if let Self::Cpu(s) = self {
+        if let Self::Runtime(s) = self {
             s.engine.truncate(0, 0);
         }
         for _ in 0..max_tokens.min(self.n_ctx().saturating_sub(prompt.len())) {
@@ -225,7 +246,7 @@ impl Subject {
                     let logits = s.network.logits(&packed)?;
                     logits.get(ids.len() - 1)?.to_vec1::<f32>()?
                 }
-                Self::Cpu(s) => {
+                Self::Runtime(s) => {
                     let mut values = Vec::new();
                     let tokens = &ids[s.engine.len(0)..];
                     s.engine.forward(&[Run { seq: 0, tokens, types: None, rows: Rows::Last }], &mut values)?;
