@@ -1,5 +1,7 @@
-//! A model folder, a RUN or `nano` → GGUF, as a file or in memory. The tokenizer is proven on the way: ids by the GGUF's
-//! own fields equal those of tokenizer.json, or nothing is written.
+//! A model folder, a RUN or `nano` → GGUF, as a file or in memory, or an ONNX folder. The tokenizer is proven on the way: ids
+//! by the GGUF's own fields equal those of tokenizer.json, or nothing is written.
+
+pub mod onnx;
 
 use crate::error::BadInput;
 use crate::merge::Merged;
@@ -102,7 +104,7 @@ impl Vocabulary {
 
 /// What the plan for `mix` would be.
 pub fn make_plan(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<Plan> {
-    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened))
+    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened, "GGUF"))
 }
 
 /// Writes a GGUF file.
@@ -118,28 +120,28 @@ pub fn to_file(
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
+    let plan = plan(&merged, mix, options).with_context(|| cannot(opened, "GGUF"))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened, "GGUF"))?;
     edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)
-        .with_context(|| cannot(opened))
+        .with_context(|| cannot(opened, "GGUF"))
 }
 
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
 pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
+    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened, "GGUF"))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened, "GGUF"))?;
     let mut bytes = Vec::new();
     edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
-        .with_context(|| cannot(opened))?;
+        .with_context(|| cannot(opened, "GGUF"))?;
     Ok(bytes)
 }
 
 /// What an error of the quantizer, which knows tensors and no folders, begins with.
-fn cannot(opened: &Opened) -> String {
-    format!("cannot convert {} to GGUF", opened.name)
+fn cannot(opened: &Opened, format: &str) -> String {
+    format!("cannot convert {} to {format}", opened.name)
 }
 
 /// The tokenizer keys, read back by the runtime, must give the ids of tokenizer.json.
