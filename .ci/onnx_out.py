@@ -2,13 +2,15 @@
 
 usage: onnx_out.py EDGEFT GOLDENS DATA WORK [--only NAME]   (with onnx, onnxruntime, safetensors and gguf, wheels that need no network later)
 
-- f32: the logits that transformers recorded, to 1e-3; token by token with the cache the same as in one pass
+- f32: the logits that transformers recorded and those of the few lines of numpy below, to 1e-3; token by token with the
+  cache the same as in one pass; padding before a text changes nothing
 - q8_0, q4_0: every weight is bit for bit what gguf-py decodes from the GGUF file of that type, and the logits are those of
   the f32 graph with these weights in it, to 1e-3
 """
 
 import argparse
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ import gguf
 import numpy as np
 import onnx
 import onnxruntime as ort
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 BOUND = 1e-3
 CASES = ("llama", "llama3_rope", "llama_tied_bias_mha", "mistral_sliding", "qwen2", "bert_classify", "bert_qa")
@@ -83,6 +85,101 @@ def largest(a, b, mask=None):
     if mask is not None and difference.ndim > 1 and difference.shape[:2] == mask.shape:
         difference = difference[mask == 1]
     return float(difference.max())
+
+
+class Numpy:
+    """The networks once more, from the papers: one row without padding in, its outputs by name."""
+
+    def __init__(self, folder):
+        self.config = json.loads((folder / "config.json").read_text())
+        self.weights = {bare(n): x.astype(np.float64) for n, x in load_file(folder / "model.safetensors").items()}
+        self.heads = self.config["num_attention_heads"]
+        self.kv_heads = self.config.get("num_key_value_heads", self.heads)
+        self.width = self.config.get("head_dim") or self.config["hidden_size"] // self.heads
+
+    def run(self, ids):
+        return self.bert(ids) if self.config["model_type"] == "bert" else self.llama(ids)
+
+    def linear(self, x, name):
+        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+
+    def attend(self, q, k, v, seen):
+        q, k, v = (x.reshape(len(x), -1, self.width).swapaxes(0, 1) for x in (q, k, v))
+        k, v = (np.repeat(x, self.heads // self.kv_heads, 0) for x in (k, v))
+        scores = np.where(seen, q @ k.swapaxes(1, 2) / math.sqrt(self.width), -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        return (shares / shares.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(seen), -1)
+
+    def frequencies(self):
+        rope = self.config.get("rope_parameters") or {"rope_theta": self.config.get("rope_theta", 10000.0), "rope_type": "default"}
+        base = rope["rope_theta"] ** (-np.arange(0, self.width, 2) / self.width)
+        if rope["rope_type"] == "llama3":
+            factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+            turns = rope["original_max_position_embeddings"] * base / (2 * math.pi)
+            share = np.clip((turns - low) / (high - low), 0, 1)
+            base = base * (share + (1 - share) / factor)
+        return base
+
+    def llama(self, ids):
+        at, n = np.arange(len(ids)), self.config["num_hidden_layers"]
+        seen = at[None] <= at[:, None]
+        if self.config.get("sliding_window"):
+            seen &= at[:, None] - at[None] < self.config["sliding_window"]
+        turn = np.exp(1j * at[:, None] * self.frequencies())[:, None]
+
+        def rotate(x):
+            x = x.reshape(len(ids), -1, 2, self.width // 2)
+            x = (x[:, :, 0] + 1j * x[:, :, 1]) * turn
+            return np.concatenate([x.real, x.imag], -1)
+
+        def norm(x, name):
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * self.weights[f"{name}.weight"]
+
+        x = self.weights["embed_tokens.weight"][ids]
+        for i in range(n):
+            h = norm(x, f"layers.{i}.input_layernorm")
+            q, k, v = (self.linear(h, f"layers.{i}.self_attn.{p}_proj") for p in "qkv")
+            x = x + self.linear(self.attend(rotate(q), rotate(k), v, seen), f"layers.{i}.self_attn.o_proj")
+            h = norm(x, f"layers.{i}.post_attention_layernorm")
+            gate, up = (self.linear(h, f"layers.{i}.mlp.{p}_proj") for p in ("gate", "up"))
+            x = x + self.linear(gate / (1 + np.exp(-gate)) * up, f"layers.{i}.mlp.down_proj")
+        x = norm(x, "norm")
+        if "score.weight" in self.weights:
+            return {"logits": self.linear(x[-1], "score")}
+        head = self.weights.get("lm_head.weight", self.weights["embed_tokens.weight"])
+        return {"logits": x @ head.T}
+
+    def bert(self, ids):
+        def norm(x, name):
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + self.config["layer_norm_eps"])
+            return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+        w, erf = self.weights, np.vectorize(math.erf)
+        x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
+        x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+        for i in range(self.config["num_hidden_layers"]):
+            at = f"encoder.layer.{i}"
+            q, k, v = (self.linear(x, f"{at}.attention.self.{p}") for p in ("query", "key", "value"))
+            y = self.linear(self.attend(q, k, v, np.ones((len(ids), len(ids)), bool)), f"{at}.attention.output.dense")
+            x = norm(x + y, f"{at}.attention.output.LayerNorm")
+            h = self.linear(x, f"{at}.intermediate.dense")
+            x = norm(x + self.linear(h * (1 + erf(h / math.sqrt(2))) / 2, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        if "classifier.weight" in w:
+            return {"logits": self.linear(np.tanh(self.linear(x[0], "pooler.dense")), "classifier")}
+        if "qa_outputs.weight" in w:
+            return dict(zip(("start_logits", "end_logits"), self.linear(x, "qa_outputs").T))
+        return {"last_hidden_state": x}
+
+
+def by_numpy(model, folder, ids, mask):
+    """A padded batch against its rows one by one."""
+    outputs, numpy, worst = model.run(ids, mask), Numpy(folder), 0.0
+    for row in range(len(ids)):
+        n = int(mask[row].sum())
+        for name, want in numpy.run(ids[row, :n]).items():
+            got = outputs[name][row] if len(outputs[name][row]) == len(want) else outputs[name][row, :n]
+            worst = max(worst, largest(got, want))
+    return worst
 
 
 def recorded(model, io):
@@ -156,12 +253,10 @@ def decoded(file):
 
 
 def stored(folder):
-    """Weights of an ONNX folder in f32, in the source's shapes where the graph turned them; which ones are turned."""
+    """Weights of an ONNX folder in f32, turned back to the source's shapes."""
     model = onnx.load(folder / "model.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     gathered = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
-    blocks = {i: a.i for n in model.graph.node if n.op_type == "DequantizeLinear" for i in n.input[:1] for a in n.attribute if a.name == "block_size"}
-    block_of = max(blocks.values(), default=32)
     out = {}
     for name, x in arrays.items():
         if name.startswith(("const.", "rotary.")) or name.endswith(".scale"):
@@ -173,7 +268,7 @@ def stored(folder):
             axis = 0 if turned else 1
             x = x * np.repeat(scale, x.shape[axis] // scale.shape[axis], axis)
         out[bare(name)] = x.T if turned else x
-    return out, block_of
+    return out
 
 
 def with_weights(folder, weights, out):
@@ -194,7 +289,7 @@ def with_weights(folder, weights, out):
 
 def case(binary, name, folder, io, work):
     """One model in every type; returns the largest differences."""
-    ids = io["input_ids"]
+    ids, mask = io["input_ids"], io["attention_mask"]
     line, plain = {}, work / name / "f32"
     shutil.rmtree(work / name, ignore_errors=True)
     (work / name).mkdir(parents=True)
@@ -209,6 +304,7 @@ def case(binary, name, folder, io, work):
         if ty == "f32":
             if set(io) & {"logits", "start_logits"}:
                 line["recorded"] = recorded(model, io)
+            line["numpy"] = by_numpy(model, folder, ids, mask)
             if model.caches:
                 line["stepwise"] = stepwise(model, ids)
             if "position_ids" in model.inputs:
@@ -216,7 +312,7 @@ def case(binary, name, folder, io, work):
             continue
         file = work / name / f"{ty}.gguf"
         edgeft(binary, "quantize", folder, "--type", ty, "--out", file)
-        want, (got, _) = decoded(file), stored(place)
+        want, got = decoded(file), stored(place)
         for tensor in got.keys() & want.keys():
             if not np.array_equal(got[tensor].view(np.uint32), np.ascontiguousarray(want[tensor]).view(np.uint32)):
                 worst = np.abs(got[tensor] - want[tensor]).max()
@@ -230,6 +326,20 @@ def case(binary, name, folder, io, work):
     return line
 
 
+def classifier(llama, folder):
+    """A Llama that tells three labels apart, made of one that generates."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = json.loads((llama / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {str(i): f"label {i}" for i in range(3)}}
+    weights = load_file(llama / "model.safetensors")
+    del weights["lm_head.weight"]
+    weights["score.weight"] = np.random.default_rng(1).normal(size=(3, config["hidden_size"])).astype(np.float32)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("edgeft", type=pathlib.Path)
@@ -240,8 +350,10 @@ def main():
     args = parser.parse_args()
     cases = [(name, args.goldens / name, load_file(args.goldens / name / "io.safetensors")) for name in CASES]
     rng = np.random.default_rng(0)
-    for name, vocab in (("stories260K", 512), ("all-MiniLM-L6-v2", 30522)):
-        cases.append((name, args.data / "models" / name, {"input_ids": rng.integers(3, vocab, (2, 24))}))
+    mask = (np.arange(24) < np.array([[24], [17], [1]])).astype(np.int64)
+    made = [("llama_classify", classifier(args.goldens / "llama", args.work / "classifier"), 384)]
+    made += [(name, args.data / "models" / name, vocab) for name, vocab in (("stories260K", 512), ("all-MiniLM-L6-v2", 30522))]
+    cases += [(name, folder, {"input_ids": rng.integers(3, vocab, (3, 24)), "attention_mask": mask}) for name, folder, vocab in made]
     failed = False
     for name, folder, io in cases:
         if args.only in (None, name):

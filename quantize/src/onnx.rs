@@ -20,7 +20,7 @@ mod tests;
 mod weights;
 
 pub use folder::{MODEL_FILE, write_onnx_folder};
-pub use read::{OnnxFile, OnnxTensor, ReadError, ValueInfo};
+pub use read::{External, OnnxFile, OnnxTensor, ReadError, ValueInfo};
 pub use weights::DATA_FILE;
 
 use crate::{

@@ -84,6 +84,11 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mixes = args.types.iter().map(|t| parse_mix(t)).collect::<anyhow::Result<Vec<_>>>()?;
     let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
     mixes.iter().try_for_each(|mix| args.to.check(*mix))?;
+    if args.to == Target::Onnx && args.verify.is_some() {
+        crate::bad_input!(
+            "--verify would run the ONNX folder on the engine ort, which is not in this build; leave it out, or use --to gguf"
+        );
+    }
     let opened = Opened::open(&args.model, 0)?;
     if args.plan {
         return print_plans(&opened, &mixes, &options, global);

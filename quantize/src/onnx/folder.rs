@@ -139,3 +139,74 @@ fn sync_folder(path: &Path) {
         let _ = folder.sync_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::{Mix, PlanOptions, plan},
+        source::tests::Tiny,
+    };
+
+    fn entries(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut tiny) = (dir.path().join("m"), Tiny::llama());
+        let plan = plan(&tiny, Mix::Q8_0, &PlanOptions::default()).unwrap();
+        let write = |tiny: &Tiny, force| {
+            let files = [("config.json", b"{}".to_vec())];
+            write_onnx_folder(tiny, &plan, &[], &files, &path, force, &mut |_, _| {})
+        };
+        let spoilt = "model.layers.1.mlp.up_proj.weight";
+        let good = tiny.tensors[spoilt].1[0];
+        tiny.tensors.get_mut(spoilt).unwrap().1[0] = f32::NAN;
+        assert!(write(&tiny, false).unwrap_err().to_string().contains("up_proj"));
+        assert!(entries(dir.path()).is_empty());
+        tiny.tensors.get_mut(spoilt).unwrap().1[0] = good;
+        let report = write(&tiny, false).unwrap();
+        assert_eq!(entries(dir.path()), ["m"]);
+        assert_eq!(entries(&path), ["config.json", "model.onnx", "model.onnx.data"]);
+        let size: u64 = entries(&path).iter().map(|n| path.join(n).metadata().unwrap().len()).sum();
+        assert_eq!(report.bytes, size);
+        // An existing folder is refused; a failed forced write leaves the old one, a good one replaces it.
+        assert!(matches!(write(&tiny, false), Err(Error::Exists(_))));
+        let before = fs::read(path.join(MODEL_FILE)).unwrap();
+        tiny.tensors.get_mut(spoilt).unwrap().1[0] = f32::INFINITY;
+        assert!(write(&tiny, true).is_err());
+        assert_eq!(
+            (entries(dir.path()), fs::read(path.join(MODEL_FILE)).unwrap()),
+            (vec!["m".to_string()], before.clone())
+        );
+        tiny.tensors.get_mut(spoilt).unwrap().1[0] = -good;
+        write(&tiny, true).unwrap();
+        assert_eq!(entries(dir.path()), ["m"]);
+        assert_ne!(fs::read(path.join(MODEL_FILE)).unwrap(), before); // it seals other data
+    }
+
+    #[test]
+    fn force_replaces_a_model_and_no_other_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("photos");
+        fs::create_dir(&path).unwrap();
+        write_folder(&path, true, |_| Ok(())).unwrap(); // empty
+        fs::write(path.join("a.jpg"), "x").unwrap();
+        let e = write_folder(&path, true, |_| Ok(())).unwrap_err().to_string();
+        assert!(e.contains("photos") && e.contains("holds no model.onnx"), "{e}");
+        assert_eq!(entries(&path), ["a.jpg"]);
+    }
+
+    #[test]
+    fn a_panic_while_writing_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        let caught = std::panic::catch_unwind(|| write_folder::<()>(&path, false, |_| panic!("a source died")));
+        assert!(caught.is_err() && entries(dir.path()).is_empty());
+    }
+}
