@@ -3,7 +3,7 @@
 usage: onnx_out.py EDGEFT GOLDENS DATA WORK [--only NAME]   (with onnx, onnxruntime, safetensors and gguf, wheels that need no network later)
 
 - f32: the logits that transformers recorded and those of the few lines of numpy below, to 1e-3; token by token with the
-  cache the same as in one pass; padding before a text changes nothing
+  cache the same as in one pass; padding before a text changes nothing; the same greedy text as the cpu engine
 - q8_0, q4_0: every weight is bit for bit what gguf-py decodes from the GGUF file of that type, and the logits are those of
   the f32 graph with these weights in it, to 1e-3
 """
@@ -216,6 +216,18 @@ def padded_left(model, ids):
     return largest(outputs if outputs.ndim == 2 else outputs[:, pad:], alone)
 
 
+def same_text(binary, folder, model, n=50):
+    """Tokens that differ from a greedy run of the cpu engine on the same prompt."""
+    ids = edgeft(binary, "tokenize", folder, "--text", "Once upon a time")["ids"]
+    want = edgeft(binary, "run", folder, "-p", "Once upon a time", "-n", n, "--temperature", 0)["token_ids"]
+    text, new, cache = list(ids), ids, None
+    for _ in want:
+        outputs = model.run(np.array([new]), np.ones((1, len(text)), np.int64), cache)
+        new, cache = [int(outputs["logits"][0, -1].argmax())], model.cache_of(outputs)
+        text += new
+    return float(sum(a != b for a, b in zip(text[len(ids) :], want)))
+
+
 def name_of(tensor, bert):
     """Hugging Face's name of a GGUF tensor, without `model.` or `bert.`."""
     parts, table = tensor.split("."), ENCODER if bert else DECODER
@@ -309,6 +321,8 @@ def case(binary, name, folder, io, work):
                 line["stepwise"] = stepwise(model, ids)
             if "position_ids" in model.inputs:
                 line["padded"] = padded_left(model, ids)
+            if model.caches and (folder / "tokenizer.json").exists():
+                line["text"] = same_text(binary, folder, model)
             continue
         file = work / name / f"{ty}.gguf"
         edgeft(binary, "quantize", folder, "--type", ty, "--out", file)

@@ -1,5 +1,5 @@
-//! A model folder, a RUN or `nano` → GGUF, as a file or in memory, or an ONNX folder. The tokenizer is proven on the way: ids
-//! by the GGUF's own fields equal those of tokenizer.json, or nothing is written.
+//! A model folder, a RUN or `nano` → GGUF, as a file or in memory. The tokenizer is proven on the way: ids by the GGUF's
+//! own fields equal those of tokenizer.json, or nothing is written. An ONNX folder ([`onnx`]) carries tokenizer.json itself.
 
 pub mod onnx;
 
@@ -104,7 +104,7 @@ impl Vocabulary {
 
 /// What the plan for `mix` would be.
 pub fn make_plan(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<Plan> {
-    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened, "GGUF"))
+    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file.
@@ -120,28 +120,28 @@ pub fn to_file(
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, options).with_context(|| cannot(opened, "GGUF"))?;
+    let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan).with_context(|| cannot(opened, "GGUF"))?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)
-        .with_context(|| cannot(opened, "GGUF"))
+        .with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
 pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened, "GGUF"))?;
+    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
-    prove(&merged, &files, &plan).with_context(|| cannot(opened, "GGUF"))?;
+    prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     let mut bytes = Vec::new();
     edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
-        .with_context(|| cannot(opened, "GGUF"))?;
+        .with_context(|| cannot(opened))?;
     Ok(bytes)
 }
 
 /// What an error of the quantizer, which knows tensors and no folders, begins with.
-fn cannot(opened: &Opened, format: &str) -> String {
-    format!("cannot convert {} to {format}", opened.name)
+fn cannot(opened: &Opened) -> String {
+    format!("cannot convert {} to GGUF", opened.name)
 }
 
 /// The tokenizer keys, read back by the runtime, must give the ids of tokenizer.json.

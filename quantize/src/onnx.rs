@@ -2,10 +2,19 @@
 //!
 //! The graph has standard operators alone, of opset 17 (21 where blocks are, which need its `DequantizeLinear`), so that
 //! any runtime takes it. Inputs and outputs have the names and the order that Optimum gives them and onnxruntime-genai
-//! expects; `llama.rs` and `bert.rs` list them. Where the file comes from, its task and its labels are in
-//! `metadata_props`, under the keys of the GGUF file.
+//! expects. B batch, S tokens of a call, P tokens in the cache, T = P + S, C hidden, K key heads, D head width:
 //!
-//! Codes and scales are those of the GGUF file of the same plan, bit for bit: both come from [`crate::codec`].
+//! | model | in | out |
+//! |---|---|---|
+//! | decoder | `input_ids` (B, S), `attention_mask` (B, T), `position_ids` (B, S), `past_key_values.{i}.key`, `.value` (B, K, P, D) | `logits` (B, S, V), `present.{i}.key`, `.value` (B, K, T, D) |
+//! | decoder that classifies | `input_ids`, `attention_mask`, `position_ids` (B, S) | `logits` (B, labels) |
+//! | encoder | `input_ids`, `attention_mask`, `token_type_ids` (B, S) | `logits` (B, labels); `start_logits`, `end_logits` (B, S); or `last_hidden_state` (B, S, C) |
+//!
+//! Ids, masks and positions are INT64, the rest is f32. Padding may stand before or behind the tokens of a decoder, as its
+//! positions are told; behind those of an encoder.
+//!
+//! Where the file comes from, its task and its labels are in `metadata_props`, under the keys of the GGUF file. Codes and
+//! scales are those of the GGUF file of the same plan, bit for bit: both come from [`crate::codec`].
 
 mod bert;
 mod codes;
@@ -66,6 +75,7 @@ pub fn write_onnx(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Vec<u8>, Report)> {
     let spec = source.spec();
+    let mut metadata_props = properties(source, plan, extra)?; // what it refuses, it refuses before a weight is read
     let weights = Weights::new(source, plan, data, progress)?;
     let mut net = Net { spec, graph: Graph::new(weights.opset()), weights };
     match spec.arch {
@@ -75,21 +85,15 @@ pub fn write_onnx(
     let Net { graph, weights, .. } = net;
     let (payload, tensors) = (weights.payload, weights.reports.clone());
     let (unused, data_sha256, data_bytes) = weights.finish()?;
+    metadata_props.push(StringStringEntryProto { key: "edgeft.data_sha256".into(), value: data_sha256 });
     let opset = graph.opset();
-    let mut keys = metadata::model(spec, plan);
-    metadata::extend(&mut keys, extra)?;
-    keys.retain(|(key, _)| !GGUF_ONLY.contains(&key.as_str()));
-    keys.push(("edgeft.data_sha256".into(), Value::Str(data_sha256)));
     let model = ModelProto {
         ir_version: if opset == OPSET { 8 } else { 10 },
         producer_name: "edgeft".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(graph.finish(&spec.name)),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: opset }],
-        metadata_props: keys
-            .iter()
-            .map(|(key, value)| Ok(StringStringEntryProto { key: key.clone(), value: text(key, value)? }))
-            .collect::<Result<_>>()?,
+        metadata_props,
     };
     let bytes = model.encode_to_vec();
     let elements: u64 = tensors.iter().map(|t| t.bytes_before / 4).sum();
@@ -111,6 +115,18 @@ pub fn write_onnx(
     Ok((bytes, report))
 }
 
+/// The keys of the GGUF file, as text.
+fn properties(
+    source: &dyn TensorSource,
+    plan: &Plan,
+    extra: &[(String, Value)],
+) -> Result<Vec<StringStringEntryProto>> {
+    let mut keys = metadata::model(source.spec(), plan);
+    metadata::extend(&mut keys, extra)?;
+    keys.retain(|(key, _)| !GGUF_ONLY.contains(&key.as_str()));
+    keys.into_iter().map(|(key, value)| Ok(StringStringEntryProto { value: text(&key, &value)?, key })).collect()
+}
+
 /// A value of the metadata as `metadata_props` hold it: numbers in decimal, lists as JSON.
 fn text(key: &str, value: &Value) -> Result<String> {
     Ok(match value {
@@ -123,8 +139,8 @@ fn text(key: &str, value: &Value) -> Result<String> {
         Value::I32(v) => v.to_string(),
         Value::U64(v) => v.to_string(),
         Value::I64(v) => v.to_string(),
-        Value::F32(v) => v.to_string(),
-        Value::F64(v) => v.to_string(),
+        Value::F32(v) => format!("{v:?}"), // 1e-6, not 0.000001
+        Value::F64(v) => format!("{v:?}"),
         Value::Bool(v) => v.to_string(),
         Value::Array(Array::Str(v)) => serde_json::json!(v).to_string(),
         Value::Array(_) => {

@@ -91,6 +91,11 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let opened = Opened::open(&args.model, 0)?;
     if args.plan {
+        if args.to == Target::Onnx {
+            eprintln!(
+                "note: sizes are those of GGUF; ONNX keeps scales in f32, and codes of four bits in eight where rows are looked up"
+            );
+        }
         return print_plans(&opened, &mixes, &options, global);
     }
     let Some(out) = &args.out else { crate::bad_input!("give --out") };
@@ -101,14 +106,16 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     for place in &places {
         show::refuse_existing(place, args.force)?;
     }
-    if mixes.len() > 1 {
-        std::fs::create_dir_all(out).map_err(|e| BadInput(format!("cannot create {}: {e}", out.display())))?;
-    } else if args.to == Target::Gguf && out.is_dir() {
+    if mixes.len() == 1 && args.to == Target::Gguf && out.is_dir() {
         crate::bad_input!(
             "{} is a folder; give a file name such as {}",
             out.display(),
             out.join("model.gguf").display()
         );
+    }
+    let above = if mixes.len() > 1 { Some(out.as_path()) } else { out.parent().filter(|_| args.to == Target::Onnx) };
+    if let Some(folder) = above.filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| BadInput(format!("cannot create {}: {e}", folder.display())))?;
     }
     let mut all = Vec::new();
     let mut failed = None;
@@ -154,7 +161,12 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "files": all }) });
     } else {
         let first = places[0].display();
-        println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
+        match args.to {
+            Target::Gguf => {
+                println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
+            }
+            Target::Onnx => println!("\nNext:\n  edgeft inspect {}", places[0].join(onnx::MODEL_FILE).display()),
+        }
     }
     match failed {
         Some(place) => Err(GateFailed(format!("{} did not pass verification; see above", place.display())).into()),

@@ -1,6 +1,6 @@
 //! A model folder, a RUN or `nano` → an ONNX folder: graph, weights, tokenizer, and the configs that other programs read.
 
-use super::{cannot, provenance, specials};
+use super::{provenance, specials};
 use crate::merge::{Merged, merged_config};
 use crate::model::network::Task;
 use crate::model::open::Opened;
@@ -23,10 +23,10 @@ pub fn to_folder(
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
     let merged = Merged::new(opened)?;
-    let plan = plan(&merged, mix, options).with_context(|| cannot(opened, "ONNX"))?;
-    let keys = provenance(opened, mix)?;
-    write_onnx_folder(&merged, &plan, &keys, &files(opened)?, out, force, progress)
-        .with_context(|| cannot(opened, "ONNX"))
+    let cannot = || format!("cannot convert {} to ONNX", opened.name);
+    let plan = plan(&merged, mix, options).with_context(cannot)?;
+    let (keys, files) = (provenance(opened, mix)?, files(opened)?);
+    write_onnx_folder(&merged, &plan, &keys, &files, out, force, progress).with_context(cannot)
 }
 
 /// What lies beside the model, by name.

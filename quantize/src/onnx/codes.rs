@@ -53,12 +53,18 @@ fn each<B: Pod>(bytes: &[u8], mut f: impl FnMut(&B)) {
     bytes.chunks_exact(size_of::<B>()).for_each(|b| f(&bytemuck::pod_read_unaligned(b)));
 }
 
-/// (R, C) -> (C, R).
-pub(super) fn transpose<T: Copy>(x: &[T], rows: usize) -> Vec<T> {
+/// (R, C) -> (C, R). Bands of rows, so that a large matrix is read along its rows and not once a line of the cache.
+pub(super) fn transpose<T: Copy + Default>(x: &[T], rows: usize) -> Vec<T> {
+    const BAND: usize = 64;
     let cols = x.len() / rows;
-    let mut out = Vec::with_capacity(x.len());
-    for c in 0..cols {
-        out.extend((0..rows).map(|r| x[r * cols + c]));
+    let mut out = vec![T::default(); x.len()];
+    for first in (0..rows).step_by(BAND) {
+        let last = rows.min(first + BAND);
+        for c in 0..cols {
+            for r in first..last {
+                out[c * rows + r] = x[r * cols + c];
+            }
+        }
     }
     out
 }
@@ -100,5 +106,9 @@ mod tests {
     #[test]
     fn rows_become_columns() {
         assert_eq!(transpose(&[1, 2, 3, 4, 5, 6], 2), [1, 4, 2, 5, 3, 6]);
+        let x: Vec<usize> = (0..150 * 7).collect(); // two whole bands and a part
+        let y = transpose(&x, 150);
+        assert!((0..150).all(|r| (0..7).all(|c| y[c * 150 + r] == r * 7 + c)));
+        assert_eq!(transpose(&y, 7), x);
     }
 }
