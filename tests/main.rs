@@ -3,11 +3,11 @@
 mod cli;
 mod common;
 mod crash;
+mod export;
 mod golden;
 mod hostile;
 mod layers;
 mod learning;
-mod onnx;
 mod parity;
 mod pipeline;
 mod server;
