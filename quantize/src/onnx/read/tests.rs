@@ -74,7 +74,7 @@ fn a_count_that_no_model_has_is_refused() {
     let mut graph = vec![8, 10, 0x3a];
     let mut length = 2 * n;
     while length >= 128 {
-        graph.push((length % 128 | 128) as u8);
+        graph.push(((length % 128) | 128) as u8);
         length /= 128;
     }
     graph.push(length as u8);
