@@ -52,7 +52,7 @@ pub enum Verb {
     Eval(commands::eval::EvalArgs),
     /// Fold an adapter into its base model
     Merge(commands::merge::MergeArgs),
-    /// Write a GGUF file, in the type you choose
+    /// Write a GGUF file or an ONNX folder, in the type you choose
     Quantize(commands::quantize::QuantizeArgs),
     /// Hold two stages of one model against each other; exit 3 when they differ too much
     Verify(commands::verify::VerifyArgs),
@@ -65,7 +65,7 @@ pub enum Verb {
     Serve(commands::serve::ServeArgs),
     /// Measure first-token latency, tokens per second and memory
     Bench(commands::bench::BenchArgs),
-    /// Show what is in a GGUF or safetensors file
+    /// Show what is in a GGUF, safetensors or ONNX file
     Inspect(commands::inspect::InspectArgs),
     /// List device profiles
     Targets(commands::targets::TargetsArgs),

@@ -11,6 +11,7 @@ use crate::tune::checkpoint::finish;
 use candle_core::{Device, Tensor};
 use edgeft_quantize::BoxError;
 use edgeft_quantize::source::{Arch, ModelSpec, RopeScaling as SpecScaling, RopeSpec, Task as SpecTask, TensorSource};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -166,6 +167,37 @@ impl TensorSource for Merged<'_> {
     fn read(&self, name: &str) -> Result<Vec<f32>, BoxError> {
         self.values(name).map_err(Into::into)
     }
+}
+
+/// `config.json` of the merged model: the base's, with the task's class and labels.
+pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
+    let mut config = opened.config_json.clone();
+    let family = match opened.config.family.model_type() {
+        "llama" => "Llama",
+        "mistral" => "Mistral",
+        "qwen2" => "Qwen2",
+        _ => "Bert",
+    };
+    match opened.task()? {
+        Some(Task::Classify(labels)) => {
+            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+            let by_index: serde_json::Map<_, _> =
+                labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
+            let by_label: serde_json::Map<_, _> =
+                labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
+            config["id2label"] = by_index.into();
+            config["label2id"] = by_label.into();
+        }
+        Some(Task::Span) => config["architectures"] = json!([format!("{family}ForQuestionAnswering")]),
+        Some(Task::Generate) => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        None => {}
+    }
+    for key in ["torch_dtype", "dtype"] {
+        if config.get(key).is_some() {
+            config[key] = json!("float32");
+        }
+    }
+    Ok(config)
 }
 
 /// The network's shape in the words of the quantizer.

@@ -6,7 +6,7 @@ use crate::common::{Folder, data, has_fields, tiny::Tiny};
 use std::net::TcpListener;
 
 /// A base, chats for it, a run, a file; a BERT and reviews.
-fn folder() -> Folder {
+pub fn folder() -> Folder {
     let folder = Folder::new();
     Tiny::llama().write(&folder, "base");
     Tiny::bert().write(&folder, "bert");
@@ -29,8 +29,9 @@ fn refuses_with(code: i32, folder: &Folder, line: &str, words: &[&str]) {
     assert_eq!(folder.names(""), before, "edgeft {line} left something");
 }
 
+/// Refused as bad input: exit code 2.
 #[track_caller]
-fn refuses(folder: &Folder, line: &str, words: &[&str]) {
+pub fn refuses(folder: &Folder, line: &str, words: &[&str]) {
     refuses_with(2, folder, line, words);
 }
 
@@ -217,7 +218,7 @@ fn types_and_patterns_that_are_none() {
     );
     refuses(&folder, "quantize base --type q4_k_m --out m.gguf --strict-types", &["q4_k_m", "attn_q"]);
     refuses(&folder, "quantize base --type q8_0", &["--out"]);
-    refuses(&folder, "quantize base --type q8_0 --out m.gguf --to onnx", &["'onnx'", "gguf"]);
+    refuses(&folder, "quantize base --type q8_0 --out m.gguf --to tflite", &["'tflite'", "gguf", "onnx"]);
 }
 
 #[test]
@@ -363,7 +364,9 @@ fn json_is_one_object_on_the_last_line_of_stdout() {
         ("tokenize base --text a", "ids tokens"),
         ("run m.gguf -p a -n 2", "text token_ids finish_reason timings"),
         ("bench m.gguf --prompt 4 --generate 2 --runs 1", "engine decode_tokens_per_s"),
+        ("quantize run --to onnx --type f16 --out onnx", "out bytes bpw type types seconds peak_mib"),
         ("inspect m.gguf", "metadata tensors"),
+        ("inspect onnx/model.onnx", "opsets inputs outputs types tensors"),
         ("inspect base/model.safetensors", "tensors"),
         ("targets", "targets"),
         ("targets rpi5", "name"),

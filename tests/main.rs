@@ -3,6 +3,7 @@
 mod cli;
 mod common;
 mod crash;
+mod export;
 mod golden;
 mod hostile;
 mod layers;

@@ -56,6 +56,13 @@ pub enum Error {
     MoreTokensThanRows { tokens: usize, rows: usize },
     #[error("`{}` exists; remove it or force", .0.display())]
     Exists(PathBuf),
+    #[error(
+        "`{}` exists and holds no model.onnx, so it is not replaced; choose another place, or remove it yourself",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
+    #[error("tensor `{name}` would be {ty}, which ONNX's operators cannot express; known: {}", crate::onnx::types())]
+    OnnxType { name: String, ty: GgmlType },
     #[error("cannot write `{}`", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("cannot write")]

@@ -3,7 +3,7 @@
 //! Every size is known from the plan, so the stream is written front to back in one pass, one tensor in memory at a time.
 //! Rows are encoded in parallel in chunks whose size does not depend on the number of threads, so neither do the bytes.
 
-mod encode;
+pub(crate) mod encode;
 mod file;
 mod header;
 
@@ -15,12 +15,12 @@ use crate::{
     metadata,
     names::{Placed, interleave_heads},
     plan::{Origin, Plan, Planned},
-    report::{Report, TensorReport},
+    report::Report,
     source::TensorSource,
+    stream::Hashed,
     tokenizer::{self, TokenizerFiles},
 };
 use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, Value};
-use sha2::{Digest, Sha256};
 use std::{borrow::Cow, io::Write};
 
 /// Writes a model as GGUF to a stream that need not seek, and reports what was lost in rounding.
@@ -40,7 +40,7 @@ pub fn write_gguf(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     let keys = metadata(source, tokenizer, plan, extra)?;
-    let mut out = Hashed { out, hash: Sha256::new(), bytes: 0 };
+    let mut out = Hashed::new(out);
     out.write(&header(&keys, &plan.tensors)?)?;
     let (mut done, total) = (0, plan.elements());
     let mut tensors = Vec::with_capacity(plan.tensors.len());
@@ -48,27 +48,17 @@ pub fn write_gguf(
         let x = values(source, t)?;
         let encoded = encode::encode(t, &x).map_err(|e| place(t, e))?;
         out.write(&encoded.bytes)?;
-        out.write(&vec![0; padding(encoded.bytes.len() as u64) as usize])?;
-        tensors.push(TensorReport {
-            name: t.name.clone(),
-            ty: t.ty,
-            reason: t.reason.to_string(),
-            fallback: t.fallback(),
-            bytes_before: 4 * t.elements() as u64,
-            bytes: encoded.bytes.len() as u64,
-            rms_error: encoded.rms_error(),
-            relative_error: encoded.relative_error(),
-        });
+        out.pad(DEFAULT_ALIGNMENT)?;
+        tensors.push(encoded.report(t, encoded.bytes.len() as u64));
         done += t.elements() as u64;
         progress(done, total);
     }
-    out.out.flush().map_err(Error::Write)?;
     Ok(Report {
         mix: plan.mix.name(),
         bytes: out.bytes,
         bpw: plan.bits_per_weight(),
         types: plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect(),
-        sha256: out.hash.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+        sha256: out.finish()?,
         tensors,
         skipped: plan.skipped.clone(),
     })
@@ -122,7 +112,8 @@ fn width(placed: &Placed) -> usize {
     placed.shape[1..].iter().product()
 }
 
-fn read(source: &dyn TensorSource, placed: &Placed) -> Result<Vec<f32>> {
+/// A tensor's values in the order of the source.
+pub(crate) fn read(source: &dyn TensorSource, placed: &Placed) -> Result<Vec<f32>> {
     let name = placed.source.clone();
     let x = source.read(&name).map_err(|e| Error::Source { name: name.clone(), source: e })?;
     if x.len() != placed.shape.iter().product::<usize>() {
@@ -149,22 +140,6 @@ fn place(t: &Planned, e: encode::Failed) -> Error {
         },
     };
     Error::Weight { name, row, column, cause: e.cause }
-}
-
-/// A stream with a count and a hash of what went through.
-struct Hashed<'a> {
-    out: &'a mut dyn Write,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(Error::Write)?;
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

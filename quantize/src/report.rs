@@ -4,18 +4,18 @@ use edgeft_runtime::format::GgmlType;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A finished file.
+/// A finished file, or an ONNX folder.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Name of the mix.
     pub mix: &'static str,
-    /// Bytes of the whole file.
+    /// Bytes of the whole file, or of all files of the folder.
     pub bytes: u64,
     /// Bits that a weight really takes, without metadata and padding.
     pub bpw: f64,
     /// How many tensors got each type.
     pub types: BTreeMap<&'static str, usize>,
-    /// SHA-256 of the whole file, lower-case hexadecimal.
+    /// SHA-256 of the whole file, lower-case hexadecimal; of a folder that of `model.onnx`, which holds that of its data.
     pub sha256: String,
     /// In file order.
     pub tensors: Vec<TensorReport>,

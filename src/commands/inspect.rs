@@ -1,4 +1,6 @@
-//! `edgeft inspect`: what is in a GGUF or safetensors file.
+//! `edgeft inspect`: what is in a GGUF, safetensors or ONNX file.
+
+mod onnx;
 
 use super::show;
 use crate::cli::Global;
@@ -11,9 +13,11 @@ use std::process::ExitCode;
 
 /// Flags of `inspect`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  edgeft inspect model.gguf\nNext:\n  edgeft run model.gguf -p \"...\"")]
+#[command(
+    after_help = "Example:\n  edgeft inspect model.gguf\n  edgeft inspect model-onnx/model.onnx\nNext:\n  edgeft run model.gguf -p \"...\""
+)]
 pub struct InspectArgs {
-    /// GGUF or safetensors file
+    /// GGUF, safetensors or ONNX file
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -24,6 +28,9 @@ pub fn run(args: &InspectArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let bytes = Mapped::open(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
     if path.extension().is_some_and(|e| e == "safetensors") {
         return safetensors(args, &bytes, global);
+    }
+    if path.extension().is_some_and(|e| e == "onnx") {
+        return onnx::run(path, &bytes, global);
     }
     let gguf = Gguf::parse(&bytes).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
     let metadata: serde_json::Map<_, _> = gguf.metadata.iter().map(|(k, v)| (k.clone(), value_json(v))).collect();
@@ -105,8 +112,13 @@ fn short(value: &Value) -> String {
         Value::Array(a) => format!("[{} numbers]", a.len()),
         other => value_json(other).to_string(),
     };
+    clipped(&text)
+}
+
+/// At most a hundred characters.
+fn clipped(text: &str) -> String {
     match text.char_indices().nth(100) {
         Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
+        None => text.to_owned(),
     }
 }

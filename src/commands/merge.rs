@@ -2,7 +2,7 @@
 
 use super::show;
 use crate::cli::Global;
-use crate::merge::Merged;
+use crate::merge::{Merged, merged_config};
 use crate::model::open::Opened;
 use crate::tune::checkpoint::write_synced;
 use anyhow::Context;
@@ -83,38 +83,6 @@ pub fn merge(opened: &Opened, out: &Path, force: bool) -> anyhow::Result<MergedF
     write_text_files(opened, folder.path())?;
     folder.finish()?;
     Ok(MergedFolder { changed: merged.changed(), bytes })
-}
-
-/// `config.json` of the merged model: the base's, with the task's class and labels.
-pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
-    use crate::model::network::Task;
-    let mut config = opened.config_json.clone();
-    let family = match opened.config.family.model_type() {
-        "llama" => "Llama",
-        "mistral" => "Mistral",
-        "qwen2" => "Qwen2",
-        _ => "Bert",
-    };
-    match opened.task()? {
-        Some(Task::Classify(labels)) => {
-            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
-            let by_index: serde_json::Map<_, _> =
-                labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
-            let by_label: serde_json::Map<_, _> =
-                labels.iter().enumerate().map(|(i, l)| (l.clone(), json!(i))).collect();
-            config["id2label"] = by_index.into();
-            config["label2id"] = by_label.into();
-        }
-        Some(Task::Span) => config["architectures"] = json!([format!("{family}ForQuestionAnswering")]),
-        Some(Task::Generate) => config["architectures"] = json!([format!("{family}ForCausalLM")]),
-        None => {}
-    }
-    for key in ["torch_dtype", "dtype"] {
-        if config.get(key).is_some() {
-            config[key] = json!("float32");
-        }
-    }
-    Ok(config)
 }
 
 /// Tokenizer and template, as they were.

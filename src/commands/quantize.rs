@@ -1,11 +1,11 @@
-//! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files.
+//! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files or ONNX folders.
 
 use super::show;
 use crate::cli::Global;
 use crate::error::{BadInput, GateFailed};
 use crate::export;
 use crate::model::open::Opened;
-use edgeft_quantize::{Mix, Plan, PlanOptions, Regex};
+use edgeft_quantize::{Mix, Plan, PlanOptions, Regex, onnx};
 use edgeft_runtime::format::GgmlType;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -16,16 +16,16 @@ use std::time::Instant;
 /// Flags of `quantize`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
+    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
 )]
 pub struct QuantizeArgs {
     /// Model folder, RUN, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 ...
+    /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
     #[arg(long = "type", value_delimiter = ',', required = true, value_name = "TYPE")]
     pub types: Vec<String>,
-    /// File to write; with several types, the folder for TYPE.gguf
+    /// File (GGUF) or folder (ONNX) to write; with several types, the folder for TYPE.gguf or TYPE/
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "plan")]
     pub out: Option<PathBuf>,
     /// File format
@@ -53,41 +53,80 @@ pub struct QuantizeArgs {
 pub enum Target {
     /// One file, as llama.cpp reads it
     Gguf,
+    /// A folder: graph, weights, tokenizer, as ONNX Runtime reads it
+    Onnx,
+}
+
+impl Target {
+    /// Where the output of one mix goes when several are written.
+    fn place(self, folder: &Path, mix: Mix) -> PathBuf {
+        match self {
+            Self::Gguf => folder.join(format!("{}.gguf", mix.name())),
+            Self::Onnx => folder.join(mix.name()),
+        }
+    }
+
+    /// # Errors
+    /// A mix that the format has no form for.
+    fn check(self, mix: Mix) -> anyhow::Result<()> {
+        if self == Self::Onnx && !onnx::MIXES.contains(&mix) {
+            let known = onnx::MIXES.map(Mix::name).join(" ");
+            crate::bad_input!(
+                "--type {mix}: ONNX has no operator that takes it; known with --to onnx: {known}, the rest with --to gguf"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Runs the verb.
 pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mixes = args.types.iter().map(|t| parse_mix(t)).collect::<anyhow::Result<Vec<_>>>()?;
     let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
+    mixes.iter().try_for_each(|mix| args.to.check(*mix))?;
+    if args.to == Target::Onnx && args.verify.is_some() {
+        crate::bad_input!(
+            "--verify would run the ONNX folder on the engine ort, which is not in this build; leave it out, or use --to gguf"
+        );
+    }
     let opened = Opened::open(&args.model, 0)?;
     if args.plan {
+        if args.to == Target::Onnx {
+            eprintln!(
+                "note: sizes are those of GGUF; ONNX keeps scales in f32, and codes of four bits in eight where rows are looked up"
+            );
+        }
         return print_plans(&opened, &mixes, &options, global);
     }
     let Some(out) = &args.out else { crate::bad_input!("give --out") };
     let places: Vec<PathBuf> = match mixes.as_slice() {
         [_] => vec![out.clone()],
-        many => many.iter().map(|m| out.join(format!("{}.gguf", m.name()))).collect(),
+        many => many.iter().map(|m| args.to.place(out, *m)).collect(),
     };
     for place in &places {
         show::refuse_existing(place, args.force)?;
     }
-    if mixes.len() > 1 {
-        std::fs::create_dir_all(out).map_err(|e| BadInput(format!("cannot create {}: {e}", out.display())))?;
-    } else if out.is_dir() {
+    if mixes.len() == 1 && args.to == Target::Gguf && out.is_dir() {
         crate::bad_input!(
             "{} is a folder; give a file name such as {}",
             out.display(),
             out.join("model.gguf").display()
         );
     }
+    let above = if mixes.len() > 1 { Some(out.as_path()) } else { out.parent().filter(|_| args.to == Target::Onnx) };
+    if let Some(folder) = above.filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| BadInput(format!("cannot create {}: {e}", folder.display())))?;
+    }
     let mut all = Vec::new();
     let mut failed = None;
     for (mix, place) in mixes.iter().zip(&places) {
         let start = Instant::now();
         let bar = show::bar(100, mix.name());
-        let report = export::to_file(&opened, *mix, &options, place, args.force, &mut |done, total| {
-            bar.set_position(done * 100 / total.max(1));
-        })?;
+        let mut progress = |done: u64, total: u64| bar.set_position(done * 100 / total.max(1));
+        let report = match args.to {
+            Target::Gguf => export::to_file(&opened, *mix, &options, place, args.force, &mut progress)?,
+            Target::Onnx => export::onnx::to_folder(&opened, *mix, &options, place, args.force, &mut progress)?,
+        };
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
         let types: BTreeMap<_, _> = report.types.iter().collect();
@@ -122,7 +161,12 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "files": all }) });
     } else {
         let first = places[0].display();
-        println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
+        match args.to {
+            Target::Gguf => {
+                println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
+            }
+            Target::Onnx => println!("\nNext:\n  edgeft inspect {}", places[0].join(onnx::MODEL_FILE).display()),
+        }
     }
     match failed {
         Some(place) => Err(GateFailed(format!("{} did not pass verification; see above", place.display())).into()),
@@ -199,9 +243,4 @@ fn print_plan(plan: &Plan) {
         plan.fallbacks().count(),
         plan.tensors.len()
     );
-}
-
-/// Where the file of one mix goes when several are written.
-pub fn place_of(folder: &Path, mix: Mix) -> PathBuf {
-    folder.join(format!("{}.gguf", mix.name()))
 }

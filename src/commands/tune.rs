@@ -357,7 +357,7 @@ fn finish(
             write_tensors(&folder.path.join("adapter_model.safetensors"), &peft::tensors(network))?;
         }
         None => {
-            let config = super::merge::merged_config(opened)?;
+            let config = crate::merge::merged_config(opened)?;
             write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
             let mut tensors = std::collections::BTreeMap::new();
             network.trained(&mut |name, tensor| {

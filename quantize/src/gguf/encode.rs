@@ -4,6 +4,7 @@ use crate::{
     codec::{CodecError, encode_into},
     error::Error,
     plan::Planned,
+    report::TensorReport,
 };
 use edgeft_runtime::format::{GgmlType, block::decode};
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 16;
 
 /// The bytes of a tensor.
-pub(super) struct Encoded {
+pub(crate) struct Encoded {
     pub bytes: Vec<u8>,
     squared_error: f64,
     squared: f64,
@@ -20,21 +21,34 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    pub fn rms_error(&self) -> f64 {
+    /// What became of `t`, when a file spends `bytes` on it.
+    pub fn report(&self, t: &Planned, bytes: u64) -> TensorReport {
+        TensorReport {
+            name: t.name.clone(),
+            ty: t.ty,
+            reason: t.reason.to_string(),
+            fallback: t.fallback(),
+            bytes_before: 4 * t.elements() as u64,
+            bytes,
+            rms_error: self.rms_error(),
+            relative_error: self.relative_error(),
+        }
+    }
+    fn rms_error(&self) -> f64 {
         (self.squared_error / self.elements as f64).sqrt()
     }
-    pub fn relative_error(&self) -> f64 {
+    fn relative_error(&self) -> f64 {
         if self.squared == 0.0 { 0.0 } else { (self.squared_error / self.squared).sqrt() }
     }
 }
 
 /// A value that cannot be encoded; `at` counts elements from the start of the tensor.
-pub(super) struct Failed {
+pub(crate) struct Failed {
     pub at: usize,
     pub cause: CodecError,
 }
 
-pub(super) fn encode(t: &Planned, x: &[f32]) -> Result<Encoded, Failed> {
+pub(crate) fn encode(t: &Planned, x: &[f32]) -> Result<Encoded, Failed> {
     let rows = CHUNK.div_ceil(t.cols());
     let elements = rows * t.cols();
     let row_bytes = t.bytes() as usize / (t.elements() / t.cols());
@@ -75,7 +89,7 @@ fn position(cause: CodecError) -> usize {
 }
 
 /// The error for a head's value that is not finite.
-pub(super) fn not_finite(name: &str, shape: &[usize], at: usize, value: f32) -> Error {
+pub(crate) fn not_finite(name: &str, shape: &[usize], at: usize, value: f32) -> Error {
     let cols = shape[shape.len() - 1];
     let cause = CodecError::NotFinite { at: at % cols, value };
     Error::Weight { name: name.to_string(), row: at / cols, column: at % cols, cause }

@@ -1,0 +1,112 @@
+//! A model folder, a RUN or `nano` → an ONNX folder: graph, weights, tokenizer, and the configs that other programs read.
+
+use super::{provenance, specials};
+use crate::merge::{Merged, merged_config};
+use crate::model::network::Task;
+use crate::model::open::Opened;
+use anyhow::Context;
+use edgeft_quantize::onnx::MODEL_FILE;
+use edgeft_quantize::{Mix, PlanOptions, Report, plan, write_onnx_folder};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Writes an ONNX folder.
+///
+/// # Errors
+/// A tensor without a rule, a type that ONNX's operators cannot express, an output that exists.
+pub fn to_folder(
+    opened: &Opened,
+    mix: Mix,
+    options: &PlanOptions,
+    out: &Path,
+    force: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Report> {
+    let merged = Merged::new(opened)?;
+    let cannot = || format!("cannot convert {} to ONNX", opened.name);
+    let plan = plan(&merged, mix, options).with_context(cannot)?;
+    let (keys, files) = (provenance(opened, mix)?, files(opened)?);
+    write_onnx_folder(&merged, &plan, &keys, &files, out, force, progress).with_context(cannot)
+}
+
+/// What lies beside the model, by name.
+fn files(opened: &Opened) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
+    let pretty = |json: &Value| serde_json::to_vec_pretty(json);
+    let mut files = vec![("config.json", pretty(&merged_config(opened)?)?)];
+    if let Some(json) = &opened.text.tokenizer_json {
+        files.push(("tokenizer.json", json.clone()));
+        let mut config = opened.text.tokenizer_config.clone().unwrap_or_else(|| json!({}));
+        // One place for the template, and the one that everybody reads.
+        if let (Some(template), Some(config)) = (&opened.text.chat_template, config.as_object_mut()) {
+            config.insert("chat_template".into(), json!(template));
+        }
+        files.push(("tokenizer_config.json", pretty(&config)?));
+    }
+    if matches!(opened.task()?, Some(Task::Generate)) {
+        files.push(("genai_config.json", pretty(&genai_config(opened)?)?));
+    }
+    Ok(files)
+}
+
+/// `genai_config.json` of onnxruntime-genai: shape, names of inputs and outputs, ids that end a text.
+fn genai_config(opened: &Opened) -> anyhow::Result<Value> {
+    let config = &opened.config;
+    let special = specials(opened)?;
+    let mut ends = config.eos_token_ids.clone();
+    ends.extend([special.eos, special.eot].into_iter().flatten());
+    let mut seen = std::collections::BTreeSet::new();
+    ends.retain(|id| seen.insert(*id));
+    let pad = special.pad.or(ends.first().copied());
+    let mut model = json!({
+        "type": config.family.model_type(),
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "decoder": {
+            "session_options": {"provider_options": []},
+            "filename": MODEL_FILE,
+            "head_size": config.head_dim,
+            "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_attention_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "num_hidden_layers": config.num_hidden_layers,
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "position_ids": "position_ids",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    });
+    // A key that is there must be a number; a model without such a token has no key.
+    for (key, id) in [("bos_token_id", special.bos), ("pad_token_id", pad)] {
+        if let Some(id) = id {
+            model[key] = json!(id);
+        }
+    }
+    if !ends.is_empty() {
+        model["eos_token_id"] = json!(ends);
+    }
+    Ok(json!({
+        "model": model,
+        "search": {
+            "max_length": config.max_position_embeddings,
+            // The cache grows by concatenation: past and present are two buffers.
+            "past_present_share_buffer": false,
+            "do_sample": false,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "length_penalty": 1.0,
+            "early_stopping": true,
+        },
+    }))
+}

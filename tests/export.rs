@@ -1,0 +1,107 @@
+//! ONNX folders as typed: what is refused, what a folder holds, what `inspect` tells of it. That the graphs compute the right
+//! thing is proven where ONNX Runtime is.
+
+use crate::cli::{folder, refuses};
+use crate::common::has_fields;
+
+#[test]
+fn an_onnx_folder_is_refused_before_anything_is_written() {
+    let folder = folder();
+    let line = |rest: &str| format!("quantize base --to onnx {rest}");
+    refuses(&folder, &line("--type q4_k_m --out m"), &["--type q4_k_m", "f32 f16 bf16 q8_0 q4_0 q6_k", "--to gguf"]);
+    refuses(&folder, &line("--type q8_0,q5_0 --out m"), &["--type q5_0", "q8_0 q4_0"]);
+    refuses(
+        &folder,
+        &line("--type q8_0 --out m --tensor-type ffn_down=q4_1"),
+        &["ffn_down", "q4_1", "ONNX", "q8_0 q4_0"],
+    );
+    refuses(&folder, &line("--type q8_0"), &["--out"]);
+    refuses(&folder, &line("--type q8_0 --out base"), &["base", "exists", "--force"]);
+    refuses(&folder, &line("--type q8_0 --out base --force"), &["base", "holds no model.onnx"]);
+    folder.write("note.txt", "mine");
+    refuses(&folder, &line("--type q8_0 --out note.txt --force"), &["note.txt", "holds no model.onnx"]);
+    refuses(&folder, &line("--type q8_0 --out m --verify d.jsonl"), &["--verify", "ort"]);
+}
+
+#[test]
+fn an_onnx_folder_holds_all_that_a_program_needs() {
+    let folder = folder();
+    let line = "quantize base --to onnx --type q8_0 --out m";
+    let json = folder.edgeft(&format!("{line} --json")).ok().json();
+    has_fields(&json, "out bytes bpw type types.q8_0 types.f32 seconds peak_mib");
+    let files = [
+        "config.json",
+        "genai_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(folder.names("m"), files);
+    let size: u64 = files.iter().map(|f| folder.read(&format!("m/{f}")).len() as u64).sum();
+    assert_eq!(json["bytes"], size);
+    assert_eq!(folder.read("m/tokenizer.json"), folder.read("base/tokenizer.json"));
+    let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&folder.read(name)).expect("JSON") };
+    let genai = read("m/genai_config.json");
+    assert_eq!(genai["model"]["decoder"]["num_key_value_heads"], 2);
+    assert_eq!((&genai["model"]["type"], &genai["model"]["vocab_size"]), (&"llama".into(), &384.into()));
+    assert!(genai["model"]["eos_token_id"].as_array().is_some_and(|ids| ids.contains(&1.into())), "{genai}");
+    assert!(read("m/tokenizer_config.json")["chat_template"].is_string());
+    // The same again: refused, replaced by force, and the bytes do not change.
+    let (model, data) = (folder.read("m/model.onnx"), folder.read("m/model.onnx.data"));
+    refuses(&folder, line, &["m exists", "--force"]);
+    folder.edgeft(&format!("{line} --force --threads 1")).ok();
+    assert!(model == folder.read("m/model.onnx") && data == folder.read("m/model.onnx.data"));
+    folder.edgeft("quantize base --to onnx --type f16 --out new/deep/m").ok();
+    assert_eq!(folder.names("new/deep"), ["m"]);
+    // Several types: a folder each.
+    folder.edgeft("quantize bert --to onnx --type f32,q4_0 --out both").ok();
+    assert_eq!(folder.names("both"), ["f32", "q4_0"]);
+    assert_eq!(folder.names("both/f32").iter().filter(|n| *n == "genai_config.json").count(), 0);
+}
+
+#[test]
+fn a_run_that_classifies_leaves_as_a_classifier() {
+    let folder = folder();
+    folder.edgeft("tune --model bert --data r.jsonl --out run --steps 1 --rank 2 --no-val").ok();
+    folder.edgeft("quantize run --to onnx --type f32 --out m").ok();
+    let config: serde_json::Value = serde_json::from_slice(&folder.read("m/config.json")).expect("JSON");
+    assert_eq!(config["architectures"][0], "BertForSequenceClassification");
+    assert_eq!(config["id2label"]["1"], "positive");
+    let json = folder.edgeft("inspect m/model.onnx --json").ok().json();
+    assert_eq!(json["metadata"]["edgeft.labels"], r#"["negative","positive"]"#);
+    for key in ["base", "data", "adapter"] {
+        let hash = &json["metadata"][&format!("edgeft.provenance.{key}_sha256")];
+        assert_eq!(hash.as_str().map(str::len), Some(64), "{key}: {hash}");
+    }
+}
+
+#[test]
+fn inspect_shows_an_onnx_file_and_names_what_is_broken() {
+    let folder = folder();
+    folder.edgeft("quantize base --to onnx --type q4_0 --out m").ok();
+    let json = folder.edgeft("inspect m/model.onnx --json").ok().json();
+    has_fields(&json, "file bytes ir_version opsets inputs outputs operators types.int4 data_files metadata tensors");
+    assert_eq!((&json["ir_version"], &json["opsets"]["ai.onnx"]), (&10.into(), &21.into()));
+    assert_eq!(json["inputs"][0]["dims"], serde_json::json!(["batch_size", "sequence_length"]));
+    assert_eq!(json["outputs"][0]["name"], "logits");
+    let text = folder.edgeft("inspect m/model.onnx").ok().stdout;
+    for words in
+        ["IR 10, opset ai.onnx 21", "model.onnx.data", "past_key_values.1.value", "int4", "edgeft.task = generate"]
+    {
+        assert!(text.contains(words), "no `{words}` in\n{text}");
+    }
+    let (model, data) = (folder.read("m/model.onnx"), folder.read("m/model.onnx.data"));
+    folder.write("m/model.onnx.data", &data[..data.len() - 1]);
+    refuses(&folder, "inspect m/model.onnx", &["m/model.onnx", "model.onnx.data", "fetch it again"]);
+    folder.write("m/cut.onnx", &model[..model.len() / 2]);
+    refuses(&folder, "inspect m/cut.onnx", &["m/cut.onnx", "cut short"]);
+    folder.write("m/text.onnx", "hello");
+    refuses(&folder, "inspect m/text.onnx", &["m/text.onnx"]);
+    folder.write("m/empty.onnx", "");
+    refuses(&folder, "inspect m/empty.onnx", &["m/empty.onnx"]);
+    // Without its weights there is still something to see.
+    folder.write("alone/model.onnx", &model);
+    let json = folder.edgeft("inspect alone/model.onnx --json").ok().json();
+    assert_eq!(json["data_files"], serde_json::json!({"model.onnx.data": null}));
+}
