@@ -3,7 +3,7 @@
 
 use crate::error::BadInput;
 use crate::merge::Merged;
-use crate::model::open::{Opened, Place, holds};
+use crate::model::open::{Opened, Place, holds_onnx};
 use crate::tune::run_folder;
 use anyhow::Context;
 use edgeft_quantize::tokenizer::{TokenizerFiles, added_by_template};
@@ -129,7 +129,7 @@ impl Runnable {
         };
         match Place::of(name)? {
             Place::Gguf(path) | Place::Onnx(path) => as_it_is(&path),
-            Place::Folder(dir) if backend == Some(Backend::Ort) && holds(&dir, "onnx") => as_it_is(&dir),
+            Place::Folder(dir) if backend == Some(Backend::Ort) && holds_onnx(&dir) => as_it_is(&dir),
             _ if backend == Some(Backend::Ort) => {
                 crate::bad_input!(
                     "{name}: --engine ort takes an ONNX folder; write one with `edgeft quantize {name} --to onnx --out DIR`"

@@ -140,7 +140,9 @@ mod search {
         #[test]
         fn a_library_is_known_by_its_name_and_a_helper_is_none() {
             let dir = tempfile::tempdir().unwrap();
-            for name in ["libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so", "libonnxruntime.txt", "other.so"] {
+            for name in
+                ["libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so", "libonnxruntime.txt", "other.so"]
+            {
                 std::fs::write(dir.path().join(name), "").unwrap();
             }
             assert_eq!(libraries_in(dir.path()), [dir.path().join("libonnxruntime.so.1.32.0")]);

@@ -138,12 +138,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
     let start = Instant::now();
     let Runnable { model, backend, .. } = open(&args.model, args.engine, &args.ort)?;
-    let options = SessionOptions {
-        backend,
-        ctx: args.ctx,
-        threads: Some(global.threads()),
-        kv: args.kv.into(),
-    };
+    let options = SessionOptions { backend, ctx: args.ctx, threads: Some(global.threads()), kv: args.kv.into() };
     let mut session = Session::new(&model, &options)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     show::runs_on(session.runs_on());

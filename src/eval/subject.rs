@@ -79,7 +79,8 @@ impl Subject {
         };
         let Some(backend) = engine.or(native).unwrap_or(EngineName::Candle).backend() else {
             if let Some(native) = native {
-                let (kind, name) = if native == EngineName::Cpu { ("a GGUF file", "cpu") } else { ("an ONNX folder", "ort") };
+                let (kind, name) =
+                    if native == EngineName::Cpu { ("a GGUF file", "cpu") } else { ("an ONNX folder", "ort") };
                 crate::bad_input!(
                     "{model}: {kind} runs on --engine {name}; candle takes Hugging Face folders and RUNs"
                 );

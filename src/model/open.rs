@@ -22,7 +22,7 @@ pub enum Place {
     Run(PathBuf),
     /// A GGUF file.
     Gguf(PathBuf),
-    /// A folder with an ONNX file, and without safetensors.
+    /// A folder with an ONNX file, and without a Hugging Face checkpoint.
     Onnx(PathBuf),
     /// A `config.json` alone: random weights.
     Config(PathBuf),
@@ -41,7 +41,8 @@ impl Place {
             if is_run(&path) {
                 return Ok(Self::Run(path));
             }
-            if holds(&path, "onnx") && !holds(&path, "safetensors") {
+            let weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| path.join(f).is_file());
+            if holds_onnx(&path) && !weights {
                 return Ok(Self::Onnx(path));
             }
             if path.join("config.json").is_file() {
@@ -62,10 +63,10 @@ impl Place {
     }
 }
 
-/// Whether a folder has a file of this extension.
-pub fn holds(dir: &Path, extension: &str) -> bool {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| entry.path().extension().is_some_and(|e| e == extension))
+/// Whether a folder has a file that ends in `.onnx`.
+pub fn holds_onnx(dir: &Path) -> bool {
+    let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().extension().is_some_and(|e| e == "onnx"))
 }
 
 /// Text side of a model folder.

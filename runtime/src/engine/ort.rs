@@ -56,17 +56,18 @@ impl OrtEngine {
         let library = library::loaded()?;
         let file = folder.file();
         let built = || -> std::result::Result<Session, ort::Error> {
-            Session::builder(&library.environment)?
+            let builder = Session::builder(&library.environment)?
                 .with_intra_threads(options.threads)?
                 .with_inter_threads(1)?
                 // A device has other work for its cores than to wait in a loop.
                 .with_intra_op_spinning(false)?
                 .with_inter_op_spinning(false)?
                 // Every step has another length: a plan for each would only fill the memory.
-                .with_memory_pattern(false)?
-                // Without it, 8-bit products saturate on x86 CPUs that have no VNNI: other numbers, not just slower ones.
-                .with_precise_qmm()?
-                .commit_from_file(file)
+                .with_memory_pattern(false)?;
+            // On x86 CPUs without VNNI, products of 8-bit numbers saturate: other numbers, not just slower ones. The remedy makes
+            // weights in blocks fail (in 1.32: a zero point of the wrong rank), whose products are other ones anyway.
+            let mut builder = if folder.blocked() { builder } else { builder.with_precise_qmm()? };
+            builder.commit_from_file(file)
         };
         let session = built().map_err(|e| {
             let message = format!("ONNX Runtime {} does not take the graph: {}", library.version(), line(&e));
@@ -135,9 +136,9 @@ impl OrtEngine {
             }
             let mut outputs = self.session.run_binding(&self.binding).map_err(told)?;
             let mut take = |name: &str| {
-                outputs.remove(name).ok_or_else(|| {
-                    Error::new(Kind::Shape, format!("output `{name}`"), "the graph did not give it")
-                })
+                outputs
+                    .remove(name)
+                    .ok_or_else(|| Error::new(Kind::Shape, format!("output `{name}`"), "the graph did not give it"))
             };
             if run.rows != Rows::None {
                 let values: Result<Vec<DynValue>> = ports.output.ports().iter().map(|p| take(&p.name)).collect();
@@ -230,7 +231,11 @@ fn bind_text(binding: &mut IoBinding, ports: &Ports, tokens: &[u32], types: Opti
     bind(Some(&ports.ids), tokens.iter().map(|id| i64::from(*id)).collect())?;
     bind(ports.mask.as_ref(), vec![1; past + n])?;
     bind(ports.positions.as_ref(), (past..past + n).map(|p| p as i64).collect())?;
-    bind(ports.types.as_ref(), types.map_or_else(|| vec![0; n], |types| types.iter().map(|t| i64::from(*t)).collect()))
+    let mut all = vec![0; n];
+    for (slot, ty) in all.iter_mut().rev().zip(types.unwrap_or_default().iter().rev()) {
+        *slot = i64::from(*ty);
+    }
+    bind(ports.types.as_ref(), all)
 }
 
 /// Pasts in; presents out, into the same tensors where the graph allows it.
@@ -261,7 +266,8 @@ fn must_have_grown(ports: &Ports, presents: &[DynValue], positions: usize) -> Re
     for (port, present) in cache_ports(&ports.cache).zip(presents) {
         let dims: &[i64] = present.shape();
         if dims.len() != 4 || dims[0] != 1 || dims[2] != positions as i64 {
-            let message = format!("has shape {dims:?}; after {positions} tokens it must be [1, heads, {positions}, head size]");
+            let message =
+                format!("has shape {dims:?}; after {positions} tokens it must be [1, heads, {positions}, head size]");
             return Err(Error::new(Kind::Shape, format!("output `{}`", port.present), message));
         }
     }
@@ -294,7 +300,8 @@ fn rows(
         Output::Tokens { logits } => {
             let only_last = values[0].shape().get(1) == Some(&1) && positions > 1;
             if only_last && wanted == Rows::All {
-                let message = "gives the last position alone, and every position is asked for; export the model without that";
+                let message =
+                    "gives the last position alone, and every position is asked for; export the model without that";
                 return Err(Error::new(Kind::Shape, format!("output `{}`", logits.name), message));
             }
             let given = if only_last { 1 } else { positions };
@@ -316,9 +323,9 @@ fn rows(
             let states = &floats[0];
             match mean {
                 false => out.extend_from_slice(&states[..width]),
-                true => out.extend((0..width).map(|i| {
-                    states.iter().skip(i).step_by(width).sum::<f32>() / positions as f32
-                })),
+                true => {
+                    out.extend((0..width).map(|i| states.iter().skip(i).step_by(width).sum::<f32>() / positions as f32))
+                }
             }
         }
     }

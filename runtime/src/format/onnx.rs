@@ -128,6 +128,8 @@ pub struct Onnx {
     /// Pairs of an input and an output that a GroupQueryAttention node takes as its past and gives as its present, where no
     /// other node reads the input: one buffer may serve as both.
     pub in_place: Vec<(String, String)>,
+    /// Whether some weights are codes with a scale a block (DequantizeLinear with `block_size`).
+    pub blocked: bool,
 }
 
 impl Onnx {
@@ -184,8 +186,9 @@ impl Onnx {
         // Uses of an input, and of a weight: [as rows to look up, otherwise].
         let mut input_uses: HashMap<String, usize> = inputs.iter().map(|p| (p.name.clone(), 0)).collect();
         let mut weight_uses = vec![[0usize; 2]; by_name.len().max(self.weights.len())];
-        let mut pairs = Vec::new();
+        let (mut pairs, mut blocked) = (Vec::new(), false);
         let mut count = |node: &Node| {
+            blocked |= node.op == "DequantizeLinear" && node.attributes.contains(&"block_size");
             for (i, name) in node.inputs.iter().enumerate() {
                 if let Some(uses) = input_uses.get_mut(*name) {
                     *uses += 1;
@@ -213,6 +216,7 @@ impl Onnx {
         self.external.append(&mut outside.external);
         self.inputs.append(&mut inputs);
         self.in_place.append(&mut pairs);
+        self.blocked |= blocked;
         Ok(())
     }
 
@@ -238,7 +242,12 @@ impl Onnx {
                 2 => summary.outputs.push(field.text().map_err(within("a node"))?),
                 4 => summary.op = field.text().map_err(within("a node"))?,
                 7 => summary.domain = field.text().map_err(within("a node"))?,
-                5 => self.walk_attribute(field.bytes().map_err(within("a node"))?, depth, seen)?,
+                5 => {
+                    let attribute = field.bytes().map_err(within("a node"))?;
+                    let name = Fields::new(attribute).flatten().find(|f| f.number == 1);
+                    summary.attributes.extend(name.and_then(|f| f.text().ok()));
+                    self.walk_attribute(attribute, depth, seen)?;
+                }
                 _ => {}
             }
         }
@@ -298,6 +307,7 @@ struct Node<'a> {
     domain: &'a str,
     inputs: Vec<&'a str>,
     outputs: Vec<&'a str>,
+    attributes: Vec<&'a str>,
 }
 
 fn within(place: &'static str) -> impl Fn(WireError) -> OnnxError {

@@ -29,7 +29,8 @@ pub fn weight_bytes(model: &Model) -> u64 {
         _ => false,
     };
     if let Ok(folder) = model.onnx() {
-        let rows = |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
+        let rows =
+            |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
         return folder.weights().iter().map(rows).sum();
     }
     let tensors = model.gguf().map_or(&[][..], |gguf| &gguf.tensors);

@@ -185,9 +185,8 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
         None => Vec::new(),
     };
     let task = match gguf.str("edgeft.task") {
-        Ok(name) => Task::from_name(name).ok_or_else(|| {
-            input(format!("edgeft.task is `{name}`; known: generate, classify, answer, embed"))
-        })?,
+        Ok(name) => Task::from_name(name)
+            .ok_or_else(|| input(format!("edgeft.task is `{name}`; known: generate, classify, answer, embed")))?,
         Err(_) if arch == Arch::Bert => Task::Embed,
         Err(_) => Task::Generate,
     };

@@ -31,6 +31,7 @@ pub struct OnnxFolder {
     file: PathBuf,
     ports: Ports,
     weights: Vec<Weight>,
+    blocked: bool,
     metadata: Vec<(String, String)>,
     tokenizer_json: Option<Vec<u8>>,
     tokenizer_config: Json,
@@ -78,6 +79,7 @@ impl OnnxFolder {
             file,
             ports,
             weights: onnx.weights,
+            blocked: onnx.blocked,
             metadata: onnx.metadata,
             tokenizer_json: bytes_of(dir, "tokenizer.json")?,
             tokenizer_config,
@@ -101,6 +103,11 @@ impl OnnxFolder {
     /// Weights of the graph.
     pub fn weights(&self) -> &[Weight] {
         &self.weights
+    }
+
+    /// Whether some weights are codes with a scale a block.
+    pub fn blocked(&self) -> bool {
+        self.blocked
     }
 
     /// The type or mix of the weights: what the writer noted, or the type that most of their bytes have.
@@ -131,7 +138,11 @@ impl OnnxFolder {
 
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         let Some(json) = &self.tokenizer_json else {
-            return Err(Error::new(Kind::Missing, "tokenizer.json", "is not in the folder; put it there to give texts"));
+            return Err(Error::new(
+                Kind::Missing,
+                "tokenizer.json",
+                "is not in the folder; put it there to give texts",
+            ));
         };
         let files = FolderFiles {
             tokenizer_json: json,

@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn names_win_over_numbers_and_added_tokens_over_the_vocabulary() {
-        let (names, numbers) = (json!({"bos_token": {"content": "<s>"}}), json!({"bos_token_id": 5, "eos_token_id": [2, 8]}));
+        let (names, numbers) =
+            (json!({"bos_token": {"content": "<s>"}}), json!({"bos_token_id": 5, "eos_token_id": [2, 8]}));
         let specials = Specials::of_folder(&files(&names, &numbers, false)).unwrap();
         assert_eq!((specials.bos, specials.eos, specials.eot, specials.cls), (Some(7), Some(2), Some(8), None));
     }

@@ -12,7 +12,7 @@ use ort::memory::Allocator;
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
 
 /// Positions that a buffer has room for at first.
-const FIRST_ROOM: usize = 64;
+const FIRST_ROOM: usize = 32;
 
 /// Shape of the keys, or of the values, of every layer: (1, heads, positions, dim).
 #[derive(Debug, Clone, Copy)]

@@ -58,7 +58,10 @@ pub fn load(path: &Path) -> Result<&'static Library> {
     let environment = ort::init_from(path).map_err(|e| {
         use ort::LoadDynamicError as E;
         missing(match e {
-            E::Dlopen { error, .. } => format!("cannot be loaded: {error}"),
+            E::Dlopen { error, .. } => {
+                let told = std::error::Error::source(&error).map(ToString::to_string); // the loader's own words
+                format!("cannot be loaded: {}", told.unwrap_or_else(|| error.to_string()))
+            }
             E::MissingApi { .. } | E::InvalidVersionString => "is a library, but not ONNX Runtime".into(),
             E::BadVersion { version_str, .. } => format!(
                 "is ONNX Runtime {version_str}, but 1.{OLDEST} or newer is needed; update it with `{INSTALL} --upgrade`"
@@ -84,7 +87,10 @@ mod tests {
     fn refuses(path: &Path, because: &str) {
         let Err(error) = load(path) else { panic!("{} was loaded", path.display()) };
         assert_eq!(error.kind(), Kind::Missing);
-        assert!(error.to_string().starts_with(path.to_str().unwrap()) && error.to_string().contains(because), "{error}");
+        assert!(
+            error.to_string().starts_with(path.to_str().unwrap()) && error.to_string().contains(because),
+            "{error}"
+        );
     }
 
     #[test]

@@ -62,8 +62,7 @@ impl Config<'_> {
             return Err(Error::new(Kind::Shape, "output `logits`", message));
         }
         let hidden = self.size(&["hidden_size", "n_embd", "dim"], "/model/decoder/hidden_size")?;
-        let n_heads =
-            self.size(&["num_attention_heads", "n_head", "n_heads"], "/model/decoder/num_attention_heads")?;
+        let n_heads = self.size(&["num_attention_heads", "n_head", "n_heads"], "/model/decoder/num_attention_heads")?;
         let cache = ports.cache.first().map(|layer| &layer.key);
         let n_kv_heads = match cache.and_then(|c| c.n_heads) {
             Some(n) => n,

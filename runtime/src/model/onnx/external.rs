@@ -99,9 +99,8 @@ mod tests {
     #[test]
     fn a_file_beside_the_model_is_taken_up_to_its_end() {
         let dir = folder();
-        let check = |offset, length| {
-            check(&dir.path().join("inside/model.onnx"), &[tensor("model.onnx.data", offset, length)])
-        };
+        let check =
+            |offset, length| check(&dir.path().join("inside/model.onnx"), &[tensor("model.onnx.data", offset, length)]);
         check(0, Some(8)).unwrap();
         check(4, None).unwrap();
         let error = check(4, Some(5)).unwrap_err().to_string();

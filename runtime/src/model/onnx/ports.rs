@@ -185,7 +185,8 @@ fn output(onnx: &Onnx, config: &Config, remembers: bool) -> Result<Output> {
     if let Some(logits) = find("logits") {
         float(&logits)?;
         let class = config.architecture().unwrap_or_default();
-        let language = remembers || class.is_empty() || class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel");
+        let language =
+            remembers || class.is_empty() || class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel");
         let labels = class.ends_with("ForSequenceClassification");
         return match logits.dims.len() {
             3 if language => Ok(Output::Tokens { logits }),
@@ -297,11 +298,17 @@ mod tests {
         refuses(|o| o.inputs.push(port("past_key_values.00.key", ElementType::F32, 4)), "`past_key_values.00.key`");
         refuses(|o| o.inputs[0].ty = ElementType::F32, "`input_ids`: holds float32; known are int64, int32");
         refuses(|o| o.inputs[1].ty = ElementType::BF16, "holds bfloat16");
-        refuses(|o| o.inputs[1].ty = ElementType::F16, "`past_key_values.0.value`: is float32, but the cache begins with float16");
+        refuses(
+            |o| o.inputs[1].ty = ElementType::F16,
+            "`past_key_values.0.value`: is float32, but the cache begins with float16",
+        );
         refuses(|o| drop(o.inputs.pop()), "input `past_key_values.0.value`: is missing");
         refuses(|o| drop(o.outputs.pop()), "output `present.0.value`: is missing");
         refuses(|o| drop(o.inputs.remove(0)), "no `input_ids`");
-        refuses(|o| o.outputs[0].name = "scores".into(), "outputs: scores, present.0.key, present.0.value: none is known");
+        refuses(
+            |o| o.outputs[0].name = "scores".into(),
+            "outputs: scores, present.0.key, present.0.value: none is known",
+        );
     }
 
     #[test]
