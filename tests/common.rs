@@ -153,7 +153,9 @@ pub fn can_use(part: &str, test: &str, found: Result<(), String>) -> bool {
 /// Whether a test that needs ONNX Runtime can run; it is looked for as the binary does.
 #[track_caller]
 pub fn ort(test: &str) -> bool {
-    let found = edgeft::commands::ort::OrtArgs::default().load().map_err(|e| format!("{e:#}"));
+    // What was tried follows from the third line on.
+    let why = |e: anyhow::Error| e.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
+    let found = edgeft::commands::ort::OrtArgs::default().load().map_err(why);
     can_use("ort", test, found)
 }
 

@@ -18,6 +18,9 @@ use std::process::Stdio;
 /// The same network three times: a cache that grows, one in float16, one that is written in place.
 const DECODERS: [&str; 3] = ["llama", "llama_f16", "llama_gqa"];
 
+/// Largest difference of two logits from the same tokens: older libraries add in another order where memory lies otherwise.
+const SAME: f32 = 1e-5;
+
 /// A case as a folder `m` of its own.
 fn onnx(name: &str) -> Folder {
     let folder = Folder::new();
@@ -129,15 +132,13 @@ fn what_is_forgotten_leaves_no_trace() {
         let again = forward(used.as_mut(), 0, &[20, 21], Rows::Last);
         forward(fresh.as_mut(), 0, &[3, 4, 5], Rows::None);
         let want = forward(fresh.as_mut(), 0, &[20, 21], Rows::Last);
-        assert_eq!(again, want, "{name}: cut to 3 tokens");
+        near(&again, &want, SAME, &format!("{name}: cut to 3 tokens"));
         used.truncate(0, 0);
         assert!(used.is_empty());
         fresh.truncate(0, 0);
-        assert_eq!(
-            forward(used.as_mut(), 0, &[9, 8], Rows::All),
-            forward(fresh.as_mut(), 0, &[9, 8], Rows::All),
-            "{name}: begun anew"
-        );
+        let (again, want) =
+            (forward(used.as_mut(), 0, &[9, 8], Rows::All), forward(fresh.as_mut(), 0, &[9, 8], Rows::All));
+        near(&again, &want, SAME, &format!("{name}: begun anew"));
     }
 }
 
@@ -154,10 +155,10 @@ fn sequences_side_by_side_do_not_touch() {
         let run = |seq, tokens| Run { seq, tokens, types: None, rows: Rows::Last };
         both.forward(&[run(0, &[3, 4, 5]), run(1, &[6])], &mut rows).expect("both");
         let v = both.output_dim();
-        assert_eq!(rows[..v], forward(alone.as_mut(), 0, &[3, 4, 5], Rows::Last), "{name}");
+        near(&rows[..v], &forward(alone.as_mut(), 0, &[3, 4, 5], Rows::Last), SAME, name);
         alone.truncate(0, 0);
         forward(alone.as_mut(), 0, &[9, 9, 9], Rows::None);
-        assert_eq!(rows[v..], forward(alone.as_mut(), 0, &[6], Rows::Last), "{name}");
+        near(&rows[v..], &forward(alone.as_mut(), 0, &[6], Rows::Last), SAME, name);
         assert!(both.forward(&[run(0, &[3]), run(0, &[3])], &mut rows).is_err());
         assert!(both.forward(&[run(2, &[3])], &mut rows).is_err());
     }
@@ -174,7 +175,7 @@ fn a_prompt_that_begins_like_the_last_one_is_continued_alike() {
         let options = SessionOptions { backend: model.backend(), threads: Some(1), ..SessionOptions::default() };
         let mut session = Session::new(&model, &options).expect("a session");
         let tokenizer = model.tokenizer().expect("a tokenizer");
-        let mut text = |session: &mut Session, prompt: &str| {
+        let text = |session: &mut Session, prompt: &str| {
             let ids = tokenizer.encode(prompt, true).expect("ids");
             let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
             session.generate(&ids, &options, &mut |_| ControlFlow::Continue(())).expect("a text")

@@ -21,7 +21,8 @@ use ort::session::{IoBinding, Session};
 use ort::value::{DynValue, Tensor};
 use std::borrow::Cow;
 
-/// Since this version, GroupQueryAttention takes several tokens behind a past.
+/// From this version on, GroupQueryAttention is given several tokens behind a past (1.20 and 1.21 were tried, with the tests);
+/// older ones are given them one by one.
 const SEVERAL_BEHIND_A_PAST: u32 = 20;
 
 /// An ONNX folder on ONNX Runtime.
