@@ -110,7 +110,7 @@ pub struct Hparams {
 /// Where a model came from.
 enum Source {
     Gguf(GgufFile),
-    Onnx(OnnxFolder),
+    Onnx(Box<OnnxFolder>),
 }
 
 struct Inner {
@@ -142,7 +142,7 @@ impl Model {
         let name = path.display().to_string();
         if path.is_dir() {
             let (folder, hparams, task, labels) = OnnxFolder::open(path).map_err(|e| e.at(&name))?;
-            return Ok(Self::new(&name, Source::Onnx(folder), hparams, task, labels));
+            return Ok(Self::new(&name, Source::Onnx(Box::new(folder)), hparams, task, labels));
         }
         Self::of_gguf(GgufFile::open(path)?, &name)
     }

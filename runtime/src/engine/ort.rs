@@ -315,7 +315,8 @@ fn rows(
             out.extend_from_slice(&floats[0]);
         }
         Output::Span { .. } => {
-            (expect(0, &[1, positions])?, expect(1, &[1, positions])?);
+            expect(0, &[1, positions])?;
+            expect(1, &[1, positions])?;
             let first = if wanted == Rows::All { kept } else { positions - 1 };
             out.extend((first..positions).flat_map(|t| [floats[0][t], floats[1][t]]));
         }

@@ -33,7 +33,7 @@ pub(super) fn check(model: &Path, external: &[External]) -> Result<()> {
                 Err(because) => return refuse(because),
             },
         };
-        let end = tensor.offset.checked_add(tensor.length.unwrap_or(0)).unwrap_or(u64::MAX);
+        let end = tensor.offset.saturating_add(tensor.length.unwrap_or(0));
         if end > size {
             return refuse(format!("up to byte {end}, but that file has {size} bytes; is it whole?"));
         }

@@ -179,7 +179,8 @@ fn cache(onnx: &Onnx, pasts: &[(usize, bool, &Port)]) -> Result<Vec<LayerPorts>>
 fn output(onnx: &Onnx, config: &Config, remembers: bool) -> Result<Output> {
     let find = |name: &str| onnx.outputs.iter().find(|p| p.name == name).cloned();
     if let (Some(start), Some(end)) = (find("start_logits"), find("end_logits")) {
-        (float(&start)?, float(&end)?);
+        float(&start)?;
+        float(&end)?;
         return Ok(Output::Span { start, end });
     }
     if let Some(logits) = find("logits") {
