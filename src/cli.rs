@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
     about,
     long_about = "From a dataset to a small language model running, measured, on an edge device.\n\n\
         data -> tune -> merge -> quantize -> verify -> run -> serve -> bench, in one binary.",
-    after_help = "Start here:\n  edgeft demo\n\nMODEL is a Hugging Face folder, a .gguf file, a RUN folder, or `nano` (the embedded model).",
+    after_help = "Start here:\n  edgeft demo\n\nMODEL is a Hugging Face folder, a .gguf file, an ONNX folder, a RUN folder, or `nano` (the embedded model).",
     disable_help_subcommand = true
 )]
 pub struct Cli {

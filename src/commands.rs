@@ -5,6 +5,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod merge;
+pub mod ort;
 pub mod quantize;
 pub mod run;
 #[cfg(feature = "server")]

@@ -8,6 +8,7 @@ mod golden;
 mod hostile;
 mod layers;
 mod learning;
+mod onnx;
 mod parity;
 mod pipeline;
 mod server;

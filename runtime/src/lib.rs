@@ -1,12 +1,14 @@
-//! What the device carries: a GGUF reader, CPU kernels, tokenizer, sampling and, by feature, the HTTP server.
+//! What the device carries: a GGUF reader, CPU kernels, tokenizer, sampling and, by feature, ONNX Runtime as a second engine
+//! and the HTTP server.
 //!
 //! ```text
 //! file --model::Model--> checked tensors --engine--> logits --sample--> ids --session--> text, labels, spans
 //! ```
 //!
-//! - [`format`]: GGUF bytes as checked views;  [`model`]: a file as a model, every tensor's shape checked
+//! - [`format`]: GGUF and ONNX bytes as checked views;  [`model`]: a file or an ONNX folder as a model, checked throughout
 //! - [`kernels`], [`threads`]: the arithmetic, chosen once at start, and the pool that runs it
-//! - [`engine`]: a batch of tokens in, output rows out; [`kv_cache`]: what a sequence remembers
+//! - [`engine`]: a batch of tokens in, output rows out (feature `ort`: also by ONNX Runtime); [`kv_cache`]: what a sequence
+//!   remembers
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
 //! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing

@@ -3,21 +3,20 @@
 pub mod compare;
 pub mod rank_test;
 
+use super::ort::OrtArgs;
 use super::run::RunEngine;
 use super::show;
 use crate::cli::Global;
 use crate::error::GateFailed;
-use crate::export;
-use crate::model::open::{Opened, Place};
+use crate::export::Runnable;
 use crate::profile::{Prediction, Profile};
 use compare::{Comparison, Earlier};
-use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Backend, EngineOptions, KvType};
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::device::{Device, peak_mib};
 use edgeft_runtime::measure::report::{Ceiling, Report};
 use edgeft_runtime::measure::{Bench, Case};
-use edgeft_runtime::model::Model;
+use edgeft_runtime::model::{Model, Task};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -32,12 +31,15 @@ use std::time::Instant;
     Exit code 3: slower than FILE, by 5 % or more and beyond chance (p < 0.01).\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct BenchArgs {
-    /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
+    /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub engine: RunEngine,
+    /// Where to compute [default: ort for an ONNX folder, cpu for everything else]
+    #[arg(long, value_enum)]
+    pub engine: Option<RunEngine>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
     /// Tokens of the prompt, or of a text that is classified [default: 128, or what the model has room for]
     #[arg(long, value_name = "N")]
     pub prompt: Option<usize>,
@@ -58,9 +60,6 @@ pub struct BenchArgs {
     pub compare: Option<PathBuf>,
 }
 
-/// Type of the cache: the runtime's default.
-const KV: KvType = KvType::F16;
-
 /// Runs the verb.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     // Everything that can be refused is refused before minutes are spent.
@@ -77,9 +76,9 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Some(_) => case,
         None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
     };
-    let (model, report) = measure_case(&args.model, args.engine.into(), fitted, global.threads())?;
+    let (model, report) = measure_case(|| open(args), fitted, global.threads())?;
 
-    let prediction = profile.map(|p| p.predict(&model, &report.measurement.case, KV));
+    let prediction = profile.map(|p| p.predict(&model, &report.measurement.case, kv_of(&model)));
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
     let mut whole = report.json();
     if let Some(prediction) = &prediction {
@@ -97,21 +96,20 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Opens a MODEL on the CPU engine and measures it.
 pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
-    measure_case(name, Backend::Cpu, |_| case, threads)
+    measure_case(|| Runnable::open(name, Some(Backend::Cpu)), |_| case, threads)
 }
 
-/// The same, of a case that depends on the model.
+/// The same of any engine, of a case that depends on the model.
 fn measure_case(
-    name: &str,
-    backend: Backend,
+    open: impl FnOnce() -> anyhow::Result<Runnable>,
     case: impl FnOnce(&Model) -> Case,
     threads: usize,
 ) -> anyhow::Result<(Model, Report)> {
     let start = Instant::now();
-    let model = open(name)?;
-    let case = case(&model);
+    let Runnable { model, backend, .. } = open()?;
+    let (case, kv) = (case(&model), kv_of(&model));
     let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
-    let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
+    let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv })?;
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
         Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
@@ -124,11 +122,11 @@ fn measure_case(
     let measurement = bench.measure(&mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let peak_mib = peak_mib(); // before the ceiling's buffer
-    let ceiling = Ceiling::measure(&model, &measurement, threads, KV);
-    let device = Device::detect(&Kernels::detect()?);
+    let ceiling = Ceiling::measure(&model, &measurement, threads, kv);
+    let device = Device { runs_on: engine.runs_on(), ..Device::detect(&Kernels::detect()?) };
     let report = Report {
         engine: backend.name(),
-        model: name.to_owned(),
+        model: model.name().to_owned(),
         threads,
         load_ms,
         peak_mib,
@@ -140,17 +138,20 @@ fn measure_case(
 }
 
 /// The model in the runtime's form.
-fn open(model: &str) -> anyhow::Result<Model> {
-    match Place::of(model)? {
-        Place::Gguf(path) => Ok(Model::open(&path)?),
-        _ => {
-            let opened = Opened::open(model, 0)?;
-            if opened.task()?.is_none() {
-                eprintln!("note: {model} has no head; measured as an encoder that gives vectors");
-            }
-            Ok(Model::from_bytes(export::to_memory(&opened, Mix::F32)?, model)?)
-        }
+fn open(args: &BenchArgs) -> anyhow::Result<Runnable> {
+    let runnable = Runnable::open(&args.model, args.engine.map(Backend::from))?;
+    if runnable.converted_bytes.is_some() && runnable.model.task() == Task::Embed {
+        eprintln!("note: {} has no head; measured as an encoder that gives vectors", args.model);
     }
+    if runnable.backend == Backend::Ort {
+        args.ort.load()?;
+    }
+    Ok(runnable)
+}
+
+/// Type of the cache: the graph's own, or the runtime's default.
+fn kv_of(model: &Model) -> KvType {
+    model.kv().unwrap_or(KvType::F16)
 }
 
 fn print(args: &BenchArgs, report: &Report, prediction: Option<&Prediction>, comparison: Option<&Comparison>) {

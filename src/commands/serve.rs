@@ -1,9 +1,11 @@
 //! `edgeft serve`: a model behind OpenAI's API.
 
+use super::ort::OrtArgs;
 use super::run::{RunEngine, at_least_one, open};
 use super::show;
 use crate::cli::Global;
 use crate::error::BadInput;
+use crate::export::Runnable;
 use edgeft_runtime::model::{Model, Task};
 use edgeft_runtime::server::{Config, Limits, Loaded, Server};
 use edgeft_runtime::{Error, Kind, SessionOptions};
@@ -24,7 +26,7 @@ use std::sync::mpsc;
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
 pub struct ServeArgs {
-    /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
+    /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Address to listen on; anything but this machine's own should have a key
@@ -39,9 +41,12 @@ pub struct ServeArgs {
     /// File whose first line is the key that clients send as `Authorization: Bearer KEY`
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub engine: RunEngine,
+    /// Where to compute [default: ort for an ONNX folder, cpu for everything else]
+    #[arg(long, value_enum)]
+    pub engine: Option<RunEngine>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
 }
 
 /// Runs the verb.
@@ -53,20 +58,18 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let model = name_of(&args.model);
     let config = Config { addr, model: model.clone(), api_key, limits: Limits::default() };
-    let options = SessionOptions {
-        backend: args.engine.into(),
-        ctx: args.ctx,
-        threads: Some(global.threads()),
-        ..SessionOptions::default()
-    };
+    let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), ..SessionOptions::default() };
     let (tell, told) = mpsc::channel();
     let server = Server::start(config, {
-        let place = args.model.clone();
+        let (place, engine, ort) = (args.model.clone(), args.engine, args.ort.clone());
         // The server takes the runtime's errors alone; the whole chain, with its exit code, comes back by `told`.
         move || {
             let load = || {
-                let model = open(&place)?;
-                anyhow::Ok((Loaded::new(&model, &options)?, model))
+                let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
+                let options = SessionOptions { backend, ..options };
+                let loaded = Loaded::new(&model, &options)?;
+                show::runs_on(loaded.session.runs_on());
+                anyhow::Ok((loaded, model))
             };
             let (outcome, whole) = match load() {
                 Ok((loaded, model)) => (Ok(loaded), Ok(model)),

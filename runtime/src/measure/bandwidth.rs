@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::generates;
 use crate::engine::KvType;
+use crate::format::onnx::Weight;
 use crate::model::Model;
 
 /// Rounds of reading.
@@ -27,7 +28,12 @@ pub fn weight_bytes(model: &Model) -> u64 {
         "position_embd.weight" | "token_types.weight" => true,
         _ => false,
     };
-    let tensors = &model.gguf().tensors;
+    if let Ok(folder) = model.onnx() {
+        let rows =
+            |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
+        return folder.weights().iter().map(rows).sum();
+    }
+    let tensors = model.gguf().map_or(&[][..], |gguf| &gguf.tensors);
     let whole = tensors.iter().filter(|t| !gathered(&t.name)).map(|t| t.bytes).sum::<u64>();
     let rows =
         tensors.iter().filter(|t| gathered(&t.name)).map(|t| t.bytes / t.dims.get(1).copied().unwrap_or(1).max(1));

@@ -45,7 +45,7 @@ fn buffer(bytes: u64) -> usize {
 /// Everything that a bench says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// `cpu`.
+    /// `cpu`, `gpu` or `ort`.
     pub engine: &'static str,
     /// The model as it was named.
     pub model: String,
@@ -106,6 +106,7 @@ impl Report {
                 "cores": self.device.cores,
                 "isa": self.device.isa,
                 "memory_mib": self.device.memory_mib,
+                "runs_on": self.device.runs_on,
             },
             "runs": self.runs(),
         })
@@ -256,7 +257,7 @@ mod tests {
                 decode_tokens_per_s: generates.then_some(300.0),
                 share: generates.then_some(0.5),
             },
-            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None },
+            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None, runs_on: None },
         }
     }
 

@@ -90,7 +90,7 @@ impl Bert {
                 weight: find.array("edgeft.head.qa_outputs.weight")?,
                 bias: find.array("edgeft.head.qa_outputs.bias")?,
             },
-            Task::Embed | Task::Generate => match model.gguf().u32("bert.pooling_type") {
+            Task::Embed | Task::Generate => match model.gguf()?.u32("bert.pooling_type") {
                 Ok(POOLING_CLS) => Head::Pool { mean: false },
                 Ok(POOLING_MEAN) | Err(GgufError::NoKey(_)) => Head::Pool { mean: true },
                 Ok(other) => {
