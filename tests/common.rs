@@ -146,6 +146,20 @@ pub fn has_fields(json: &Value, fields: &str) {
     }
 }
 
+/// Whether a program can be started here. Where it cannot, the test that asks says so and ends; with its name in
+/// `EDGEFT_REQUIRE` (as `cc,python3`), that is a failure.
+#[track_caller]
+pub fn having(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok_and(|o| o.status.success());
+    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
+    assert!(there || !required.split(',').any(|r| r == program), "no {program} here, and EDGEFT_REQUIRE asks for it");
+    if !there {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        eprintln!("SKIPPED {test}: no {program} here");
+    }
+    there
+}
+
 /// |a - b| ≤ share of the larger.
 #[track_caller]
 pub fn close(a: f64, b: f64, share: f64, what: &str) {

@@ -1,6 +1,6 @@
 //! A GGUF file as a model: its shape, its task, its tensors checked against both.
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, Message, chat_ids};
 use crate::engine::cpu::CpuEngine;
 use crate::engine::{Backend, Engine, EngineOptions};
 use crate::error::{Error, Kind, Result};
@@ -121,7 +121,8 @@ impl Model {
     ///
     /// # Errors
     /// `Io` when it cannot be opened; `Input` or `Shape` naming what is wrong inside.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let place = path.display().to_string();
         let mapped = Mapped::open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new(Kind::Input, &place, "no such file"),
@@ -225,6 +226,14 @@ impl Model {
             }
         };
         Ok(self.0.chat.get_or_init(|| built).as_ref())
+    }
+
+    /// The prompt of a chat: ids up to where the assistant begins to speak, by the template inside the file.
+    ///
+    /// # Errors
+    /// `Missing` without a tokenizer or template; a template that does not compile or does not take the messages.
+    pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        chat_ids(self.chat()?, &*self.tokenizer()?, messages, None)
     }
 
     /// Loads the model into an engine.
