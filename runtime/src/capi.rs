@@ -82,6 +82,7 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
+#[derive(Debug)]
 struct Failure(EdgeftCode, String);
 
 impl From<Error> for Failure {
@@ -409,4 +410,76 @@ pub unsafe extern "C" fn edgeft_tokenize(
         *place = boxed(EdgeftTokens::new(model.0.tokenizer()?.encode(text, special)?));
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said() -> String {
+        // SAFETY: the thread's own text, until its next error.
+        unsafe { CStr::from_ptr(edgeft_last_error()) }.to_str().unwrap().to_owned()
+    }
+
+    fn tiny(name: &str) -> *mut EdgeftSession {
+        let path = format!("{}/../tests/fixtures/tiny/{name}.gguf\0", env!("CARGO_MANIFEST_DIR"));
+        let (mut model, mut session) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: texts end with a zero, places are places, and the model is freed once.
+        unsafe {
+            assert_eq!(edgeft_model_open(path.as_ptr().cast(), &mut model), EdgeftCode::Ok, "{}", said());
+            assert_eq!(edgeft_session_new(model, std::ptr::null(), &mut session), EdgeftCode::Ok, "{}", said());
+            edgeft_model_free(model);
+        }
+        session
+    }
+
+    #[test]
+    fn a_panic_ends_at_the_border_and_spoils_only_its_session() {
+        let session = tiny("classify");
+        // SAFETY: a session until it is freed below, once.
+        let held = unsafe { &*session };
+        assert_eq!(guard(|| held.with(|_| panic!("row {} of 3", 7))), EdgeftCode::Panic);
+        assert_eq!(said(), format!("a bug in edgeft {}: row 7 of 3", env!("CARGO_PKG_VERSION")));
+        let mut labels = std::ptr::null_mut();
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(edgeft_classify(session, c"good".as_ptr(), &mut labels), EdgeftCode::Panic);
+            assert_eq!(said(), "session: a call on it met a bug; free it, and make a new one");
+            edgeft_session_free(session);
+        }
+        let other = tiny("classify");
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(edgeft_classify(other, c"good".as_ptr(), &mut labels), EdgeftCode::Ok);
+            results::edgeft_labels_free(labels);
+            edgeft_session_free(other);
+        }
+    }
+
+    #[test]
+    fn each_thread_has_its_own_last_error() {
+        assert_eq!(guard(|| Err(input("here", "is null"))), EdgeftCode::Input);
+        let there = std::thread::spawn(|| {
+            let before = said();
+            guard(|| Err(input("there", "is\0null")));
+            (before, said())
+        });
+        assert_eq!(there.join().unwrap(), (String::new(), "there: isnull".to_owned()));
+        assert_eq!(said(), "here: is null");
+    }
+
+    #[test]
+    fn options_of_an_unknown_kind_are_refused_by_name() {
+        let mut o =
+            EdgeftSessionOptions { size: size_of::<EdgeftSessionOptions>(), ctx: 0, threads: 1, backend: 9, kv: 0 };
+        // SAFETY: the options begin with their size.
+        let failure = unsafe { options::session(&o) }.unwrap_err();
+        assert_eq!(failure.1, "options.backend: 9 is not one of EDGEFT_BACKEND_...");
+        (o.backend, o.kv) = (options::EDGEFT_BACKEND_CPU, 2);
+        // SAFETY: as above.
+        assert_eq!(unsafe { options::session(&o) }.unwrap_err().1, "options.kv: 2 is not one of EDGEFT_KV_...");
+        o.kv = options::EDGEFT_KV_F32;
+        // SAFETY: as above.
+        assert_eq!(unsafe { options::session(&o) }.unwrap().threads, Some(1));
+    }
 }

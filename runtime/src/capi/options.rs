@@ -91,7 +91,9 @@ unsafe fn filled<T: Sized_>(options: *const T) -> Checked<Option<T>> {
     // SAFETY: `size` bytes can be read by the caller's promise, and no more than `T` holds are written.
     unsafe { std::ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut out).cast::<u8>(), size.min(known)) };
     // SAFETY: by the caller's promise.
-    if size > known && unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) }[known..].iter().any(|&b| b != 0) {
+    if size > known
+        && unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) }[known..].iter().any(|&b| b != 0)
+    {
         return Err(input("options", "use a field that this version of the library does not know; see edgeft_version"));
     }
     Ok(Some(out))
