@@ -4,6 +4,7 @@
 //! path or bytes --edgeft_model_open--> EdgeftModel --edgeft_session_new--> EdgeftSession --edgeft_generate--> EdgeftGeneration
 //! ```
 //!
+//! - `border`: what every call shares: checks on the way in, codes and sentences on the way out
 //! - [`options`]: structs that the caller fills; each begins with its size, so that later versions can add fields
 //! - [`results`]: structs that the library fills; each has a function that frees it
 //!
@@ -11,21 +12,20 @@
 //! [`EdgeftCode::Panic`]. A session is behind a lock that is never waited for, so a second caller gets an error instead of
 //! a race.
 
+mod border;
 pub mod options;
 pub mod results;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 mod seeds;
 
-use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, TryLockError};
 
 use crate::chat::Message;
-use crate::error::{Error, Kind};
 use crate::model::{Model, Task};
 use crate::session::{GenerateOptions, Session};
+use border::{Checked, Failure, boxed, free, given, guard, input, place, text};
 use options::{EdgeftGenerateOptions, EdgeftSessionOptions};
 use results::{EdgeftAnswer, EdgeftGeneration, EdgeftLabels, EdgeftTokens, EdgeftVector};
 
@@ -78,98 +78,16 @@ pub struct EdgeftSession {
 /// none. False ends the generation. It must return: no longjmp and no exception may leave it.
 pub type EdgeftOnPiece = Option<unsafe extern "C" fn(text: *const c_char, len: usize, user_data: *mut c_void) -> bool>;
 
-thread_local! {
-    static LAST_ERROR: RefCell<CString> = RefCell::default();
-}
-
-#[derive(Debug)]
-struct Failure(EdgeftCode, String);
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Self {
-        let code = match e.kind() {
-            Kind::Input => EdgeftCode::Input,
-            Kind::Io => EdgeftCode::Io,
-            Kind::Shape => EdgeftCode::Shape,
-            Kind::Limit => EdgeftCode::Limit,
-            Kind::Missing => EdgeftCode::Missing,
-        };
-        Self(code, e.to_string())
-    }
-}
-
-type Checked<T = ()> = Result<T, Failure>;
-
-fn input(place: &str, message: &str) -> Failure {
-    Failure(EdgeftCode::Input, format!("{place}: {message}"))
-}
-
-/// Runs the body of a function: its failure, or its panic, becomes a code and a sentence.
-fn guard(body: impl FnOnce() -> Checked) -> EdgeftCode {
-    let failure = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return EdgeftCode::Ok,
-        Ok(Err(failure)) => failure,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Failure(EdgeftCode::Panic, format!("a bug in edgeft {}: {text}", env!("CARGO_PKG_VERSION")))
-        }
-    };
-    LAST_ERROR.with(|last| *last.borrow_mut() = results::c_text(&failure.1));
-    failure.0
-}
-
-/// # Safety
-/// `pointer` is null, or points at a `T` that nobody changes during `'a`.
-unsafe fn given<'a, T>(pointer: *const T, name: &str) -> Checked<&'a T> {
-    // SAFETY: by the caller's promise.
-    unsafe { pointer.as_ref() }.ok_or_else(|| input(name, "is null"))
-}
-
-/// # Safety
-/// `pointer` is null, or points at a text that ends with a zero and that nobody changes during `'a`.
-unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Checked<&'a str> {
-    if pointer.is_null() {
-        return Err(input(name, "is null"));
-    }
-    // SAFETY: not null; by the caller's promise it ends with a zero.
-    let text = unsafe { CStr::from_ptr(pointer) };
-    text.to_str().map_err(|e| input(name, &format!("is not UTF-8 from byte {} on", e.valid_up_to())))
-}
-
-/// Where a result goes; it is null until the call has succeeded.
-/// # Safety
-/// `pointer` is null, or points at a place for a pointer that nobody else uses during `'a`.
-unsafe fn place<'a, T>(pointer: *mut *mut T, name: &str) -> Checked<&'a mut *mut T> {
-    // SAFETY: by the caller's promise.
-    let place = unsafe { pointer.as_mut() }.ok_or_else(|| input(name, "is null; give the address of a pointer"))?;
-    *place = std::ptr::null_mut();
-    Ok(place)
-}
-
-fn boxed<T>(value: T) -> *mut T {
-    Box::into_raw(Box::new(value))
-}
-
-/// # Safety
-/// `pointer` is null, or came from [`boxed`] and is not used again.
-unsafe fn free<T>(pointer: *mut T) {
-    if !pointer.is_null() {
-        // SAFETY: by the caller's promise. A panic while dropping has nowhere to go; the memory is lost.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(unsafe { Box::from_raw(pointer) })));
-    }
-}
-
 impl EdgeftSession {
     fn with<T>(&self, body: impl FnOnce(&mut Session) -> Checked<T>) -> Checked<T> {
         match self.session.try_lock() {
             Ok(mut session) => body(&mut session),
             Err(TryLockError::WouldBlock) => {
                 let message = "session: is in another call; one at a time, or a session for each thread";
-                Err(Failure(EdgeftCode::Busy, message.into()))
+                Err(Failure::new(EdgeftCode::Busy, message))
             }
             Err(TryLockError::Poisoned(_)) => {
-                Err(Failure(EdgeftCode::Panic, "session: a call on it met a bug; free it, and make a new one".into()))
+                Err(Failure::new(EdgeftCode::Panic, "session: a call on it met a bug; free it, and make a new one"))
             }
         }
     }
@@ -188,7 +106,7 @@ pub extern "C" fn edgeft_version() -> *const c_char {
 /// The sentence to the last error of this thread; empty before the first. It stays until the thread's next error.
 #[unsafe(no_mangle)]
 pub extern "C" fn edgeft_last_error() -> *const c_char {
-    LAST_ERROR.with(|last| last.borrow().as_ptr())
+    border::last_error()
 }
 
 /// Maps and checks a GGUF file; `path` is UTF-8. Free the model with `edgeft_model_free`.
@@ -474,10 +392,10 @@ mod tests {
             EdgeftSessionOptions { size: size_of::<EdgeftSessionOptions>(), ctx: 0, threads: 1, backend: 9, kv: 0 };
         // SAFETY: the options begin with their size.
         let failure = unsafe { options::session(&o) }.unwrap_err();
-        assert_eq!(failure.1, "options.backend: 9 is not one of EDGEFT_BACKEND_...");
+        assert_eq!(failure.sentence, "options.backend: 9 is not one of EDGEFT_BACKEND_...");
         (o.backend, o.kv) = (options::EDGEFT_BACKEND_CPU, 2);
         // SAFETY: as above.
-        assert_eq!(unsafe { options::session(&o) }.unwrap_err().1, "options.kv: 2 is not one of EDGEFT_KV_...");
+        assert_eq!(unsafe { options::session(&o) }.unwrap_err().sentence, "options.kv: 2 is not one of EDGEFT_KV_...");
         o.kv = options::EDGEFT_KV_F32;
         // SAFETY: as above.
         assert_eq!(unsafe { options::session(&o) }.unwrap().threads, Some(1));

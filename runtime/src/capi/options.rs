@@ -3,7 +3,7 @@
 
 use std::ffi::c_char;
 
-use super::{Checked, input, text};
+use super::border::{Checked, input, text};
 use crate::engine::{Backend, KvType};
 use crate::session::{GenerateOptions, SessionOptions};
 

@@ -3,7 +3,7 @@
 
 use std::ffi::{CString, c_char};
 
-use super::free;
+use super::border::free;
 use crate::session::{Answer, FinishReason, Generation, LabelScore};
 
 /// Why a generation ended.
