@@ -7,6 +7,7 @@ pub mod tiny;
 pub mod tokenizers;
 
 use serde_json::Value;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -146,24 +147,29 @@ pub fn has_fields(json: &Value, fields: &str) {
     }
 }
 
-/// Whether a program can be started here. Where it cannot, the test that asks says so and ends; with its name in
-/// `EDGEFT_REQUIRE` (as `cc,python3`), that is a failure.
-#[track_caller]
-pub fn having(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok_and(|o| o.status.success());
-    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
-    assert!(there || !required.split(',').any(|r| r == program), "no {program} here, and EDGEFT_REQUIRE asks for it");
-    if !there {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        eprintln!("SKIPPED {test}: no {program} here");
-    }
-    there
-}
-
 /// |a - b| ≤ share of the larger.
 #[track_caller]
 pub fn close(a: f64, b: f64, share: f64, what: &str) {
     assert!((a - b).abs() <= share * a.abs().max(b.abs()), "{what}: {a} against {b}");
+}
+
+/// Whether a test that needs a part of the machine can run: `found` says what is missing. A test that cannot says so by name;
+/// it fails where EDGEFT_REQUIRE (a list: `gpu,ort`) names the part.
+#[track_caller]
+pub fn can_use(part: &str, test: &str, found: Result<(), String>) -> bool {
+    let Err(why) = found else { return true };
+    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == part), "{test} needs {part}: {why}");
+    // Not by `eprintln!`, which tests that pass swallow.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
+    false
+}
+
+/// Whether a test that needs a program (`cc`, `python3`) can run.
+#[track_caller]
+pub fn program(part: &str, test: &str, name: &str) -> bool {
+    let started = Command::new(name).arg("--version").stdin(Stdio::null()).output();
+    can_use(part, test, started.map(|_| ()).map_err(|e| format!("{name} cannot be started: {e}")))
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! The library is built here by cargo, beside the test's own binaries: an ordinary build never makes it.
 
-use crate::common::{Folder, Ran, data, having, tiny::Tiny};
+use crate::common::{Folder, Ran, data, program, tiny::Tiny};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -45,7 +45,7 @@ fn run(command: &mut Command) -> String {
 
 #[test]
 fn a_c_program_links_and_runs() {
-    if !having("cc") {
+    if !program("cc", "embed::a_c_program_links_and_runs", "cc") {
         return;
     }
     let folder = Folder::new();
@@ -68,7 +68,7 @@ fn a_c_program_links_and_runs() {
 
 #[test]
 fn python_needs_forty_lines() {
-    if !having("python3") {
+    if !program("python", "embed::python_needs_forty_lines", "python3") {
         return;
     }
     let script = top().join("tests/embed/main.py");
