@@ -153,5 +153,5 @@ fn bert_that_classifies() {
 
 #[test]
 fn bert_that_answers() {
-    assert!(compare("bert_qa") > 100);
+    assert!(compare("bert_qa") > 50);
 }
