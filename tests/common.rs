@@ -174,6 +174,13 @@ pub fn close(a: f64, b: f64, share: f64, what: &str) {
     assert!((a - b).abs() <= share * a.abs().max(b.abs()), "{what}: {a} against {b}");
 }
 
+/// Whether a test that needs a program (`cc`, `python3`) can run.
+#[track_caller]
+pub fn program(part: &str, test: &str, name: &str) -> bool {
+    let started = Command::new(name).arg("--version").stdin(Stdio::null()).output();
+    can_use(part, test, started.map(|_| ()).map_err(|e| format!("{name} cannot be started: {e}")))
+}
+
 #[test]
 fn quoted_words_keep_their_spaces() {
     assert_eq!(words("run m.gguf -p 'two words' -n 4"), ["run", "m.gguf", "-p", "two words", "-n", "4"]);

@@ -4,6 +4,7 @@ mod cli;
 mod common;
 mod crash;
 mod export;
+mod embed;
 mod golden;
 mod hostile;
 mod layers;

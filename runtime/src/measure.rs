@@ -205,8 +205,15 @@ impl<'a> Bench<'a> {
     /// Runs the case; `on_run` hears after each run how many are done, warm-ups included.
     ///
     /// # Errors
-    /// What the engine gives.
+    /// `Missing` on a platform without a clock; what the engine gives.
     pub fn measure(&mut self, on_run: &mut dyn FnMut(usize)) -> Result<Measurement> {
+        if !crate::clock::THERE {
+            return Err(Error::new(
+                Kind::Missing,
+                "clock",
+                "this platform has none to measure by; time it from outside",
+            ));
+        }
         let mut runs = Vec::with_capacity(self.case.warmups + self.case.runs);
         for done in 1..=self.case.warmups + self.case.runs {
             runs.push(self.run()?);

@@ -7,7 +7,7 @@
 pub mod gguf;
 pub mod onnx;
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, Message, chat_ids};
 use crate::engine::cpu::CpuEngine;
 #[cfg(feature = "ort")]
 use crate::engine::ort::OrtEngine;
@@ -138,7 +138,8 @@ impl Model {
     ///
     /// # Errors
     /// `Io` when it cannot be opened; `Input` or `Shape` naming what is wrong inside.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let name = path.display().to_string();
         if path.is_dir() {
             let (folder, hparams, task, labels) = OnnxFolder::open(path).map_err(|e| e.at(&name))?;
@@ -298,6 +299,14 @@ impl Model {
             }
         };
         Ok(self.0.chat.get_or_init(|| built).as_ref())
+    }
+
+    /// The prompt of a chat: ids up to where the assistant begins to speak, by the template inside the file.
+    ///
+    /// # Errors
+    /// `Missing` without a tokenizer or template; a template that does not compile or does not take the messages.
+    pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        chat_ids(self.chat()?, &*self.tokenizer()?, messages, None)
     }
 
     /// Loads the model into an engine.
