@@ -5,6 +5,8 @@ mod common;
 mod crash;
 mod golden;
 mod hostile;
+#[cfg(feature = "hub")]
+mod hub;
 mod layers;
 mod learning;
 mod parity;
