@@ -19,6 +19,8 @@ mod error;
 pub mod hash;
 pub mod listing;
 pub mod place;
+mod refusal;
+mod url;
 
 pub use address::Address;
 pub use choice::Choice;

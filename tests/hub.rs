@@ -69,7 +69,7 @@ fn a_pulled_folder_is_a_model_that_runs() {
     let listed: Vec<&str> = json["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
     assert_eq!(listed, names);
     assert_eq!(folder.names(""), ["base"]);
-    assert!(hub.asked().iter().any(|a| a.store && a.line.contains(WEIGHTS)), "the large file comes from the store");
+    assert!(hub.asked().iter().any(|a| a.store && a.path.contains(WEIGHTS)), "the large file comes from the store");
     folder.edgeft("run base -p 'the river was' -n 3").ok();
 }
 
@@ -184,7 +184,7 @@ fn a_cut_connection_goes_on_where_it_broke() {
     assert!(ran.stderr.contains("try 1 of 5") && ran.stderr.contains("HTTP 503"), "{}", ran.stderr);
     assert_eq!(folder.read("base/model.safetensors"), content().files[WEIGHTS]);
     let ranges: Vec<_> =
-        hub.asked().into_iter().filter(|a| a.store && a.line.contains(WEIGHTS)).map(|a| a.range).collect();
+        hub.asked().into_iter().filter(|a| a.store && a.path.contains(WEIGHTS)).map(|a| a.range).collect();
     let rest = Some(format!("bytes={half}-"));
     assert_eq!(ranges, [None, rest.clone(), rest]);
 }
@@ -260,12 +260,16 @@ fn a_bad_piece_is_dropped_and_fetched_anew() {
     ] {
         let (folder, hub) = (Folder::new(), Hub::new(Content { rangeless, ..content() }));
         folder.write(&part, piece);
+        folder.write("base.partial/.edgeft-pull", "");
         edgeft(&folder, &hub, "pull org/name --out base").ok();
         assert!(folder.read("base/model.safetensors") == weights);
         assert_eq!(folder.names(""), ["base"]);
     }
     let (folder, hub) = (Folder::new(), Hub::new(Content { faults: vec![Fault::WrongRange(WEIGHTS)], ..content() }));
     folder.write(&part, &weights[..100]);
+    let ran = edgeft(&folder, &hub, "pull org/name --out base").code(2);
+    assert!(ran.stderr.contains("base.partial is in the way"), "{}", ran.stderr);
+    folder.write("base.partial/.edgeft-pull", "");
     let ran = edgeft(&folder, &hub, "pull org/name --out base").code(1);
     assert!(ran.stderr.contains("asked for the bytes from 100 on"), "{}", ran.stderr);
 }
@@ -404,4 +408,16 @@ fn two_pulls_into_one_folder_do_not_meet_and_an_interrupted_one_is_130() {
     nothing_at(&folder, "base");
     edgeft(&folder, &hub, line).ok();
     assert_eq!(folder.names(""), ["base"]);
+}
+
+/// The hub here speaks no TLS, so that whatever it answers is no certificate.
+#[test]
+fn a_connection_that_cannot_be_made_secure_is_not_tried_again() {
+    let (folder, hub) = (Folder::new(), Hub::new(content()));
+    let line = "pull org/name --out base";
+    let endpoint = hub.endpoint.replace("http://", "https://");
+    let ran = Ran::new(line, command(&folder, &hub, line).env("HF_ENDPOINT", endpoint).output().unwrap()).code(1);
+    assert!(ran.stderr.contains("no secure connection") && !ran.stderr.contains("try 1"), "{}", ran.stderr);
+    let ran = Ran::new(line, command(&folder, &hub, line).env("SSL_CERT_FILE", "none.pem").output().unwrap()).code(2);
+    assert!(ran.stderr.contains("SSL_CERT_FILE: cannot read none.pem"), "{}", ran.stderr);
 }

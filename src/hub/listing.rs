@@ -1,7 +1,8 @@
 //! A repository at a revision → its commit, and the name, size and hash of every file in it.
 
-use super::client::{Client, What, escape, header};
+use super::client::{Client, What, header};
 use super::hash::Hash;
+use super::url::escape;
 use super::{Address, HubError};
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -38,13 +38,19 @@ impl Folder {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = path.with_file_name(name);
+        let ours = partial.join(LOCK).exists();
+        if !ours && std::fs::read_dir(&partial).is_ok_and(|mut entries| entries.next().is_some()) {
+            let reason = "is in the way, and not of an earlier pull; move it, or choose another --out".to_owned();
+            return Err(HubError::Exists { path: partial, reason });
+        }
         std::fs::create_dir_all(&partial).map_err(HubError::write(&partial))?;
         let _lock = lock(&partial.join(LOCK), &partial)?;
         Ok(Self { path: path.to_owned(), partial, spare: cache.map(Cache::blobs), _lock })
     }
 }
 
-const LOCK: &str = ".lock";
+/// Locked while a process works there; its name says whose folder this is.
+const LOCK: &str = ".edgeft-pull";
 
 impl Drop for Folder {
     /// When nothing came, nothing stays.

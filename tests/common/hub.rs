@@ -61,6 +61,8 @@ pub struct Asked {
     pub store: bool,
     /// Method and path.
     pub line: String,
+    /// The path, with `%XX` resolved.
+    pub path: String,
     /// Value of `Authorization`.
     pub token: Option<String>,
     /// Value of `Range`.
@@ -133,14 +135,14 @@ fn is_large(bytes: &[u8]) -> bool {
 /// Answers one request and closes.
 fn answer(stream: TcpStream, store: bool, store_at: &str, state: &Mutex<(Content, Vec<Asked>)>) {
     let Some((line, headers)) = request(&stream) else { return };
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let path = unescape(line.split(' ').nth(1).unwrap_or_default());
     let head_only = line.starts_with("HEAD");
     let (token, range) = (headers.get("authorization").cloned(), headers.get("range").cloned());
     let (content, fault) = {
         let mut state = state.lock().expect("no panic");
-        state.1.push(Asked { store, line, token: token.clone(), range: range.clone() });
+        state.1.push(Asked { store, line, path: path.clone(), token: token.clone(), range: range.clone() });
         let content = &mut state.0;
-        let fault = content.faults.iter().position(|f| store == f.at_store(content) && path.ends_with(f.file()));
+        let fault = content.faults.iter().position(|f| store == f.at_store(content) && f.is_due(&path));
         let fault = fault.map(|i| content.faults.remove(i));
         (content.clone(), fault)
     };
@@ -168,6 +170,11 @@ impl Fault {
         }
     }
 
+    /// A small file is sent from the second address that is asked for it.
+    fn is_due(&self, path: &str) -> bool {
+        path.ends_with(self.file()) && ["/store/", "/resolve-cache/", "?blobs"].iter().any(|part| path.contains(part))
+    }
+
     /// Whether it is the store that misbehaves: where the file is large.
     fn at_store(&self, content: &Content) -> bool {
         content.files.get(self.file()).is_some_and(|bytes| is_large(bytes))
@@ -186,6 +193,23 @@ fn request(stream: &TcpStream) -> Option<(String, BTreeMap<String, String>)> {
     Some((first, headers))
 }
 
+/// `%C3%BC` → `ü`.
+fn unescape(path: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
+    while let [first, tail @ ..] = rest {
+        let hex = if *first == b'%' { tail.get(..2).and_then(|h| std::str::from_utf8(h).ok()) } else { None };
+        let byte = hex.and_then(|h| u8::from_str_radix(h, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8(bytes).expect("UTF-8")
+}
+
+/// Every byte as `%XX`, which is allowed, and not what edgeft itself would write.
+fn escape(name: &str) -> String {
+    name.bytes().map(|b| format!("%{b:02x}")).collect()
+}
+
 /// The hub: rights, listing, and where a file is.
 fn hub(out: Out, content: &Content, path: &str, token: Option<&str>, range: Option<&str>, store_at: &str) {
     if !path.contains("/org/name/") {
@@ -201,29 +225,30 @@ fn hub(out: Out, content: &Content, path: &str, token: Option<&str>, range: Opti
         }
     }
     if let Some(rest) = path.strip_prefix("/api/models/org/name/revision/") {
-        let revision = rest.trim_end_matches("?blobs=true").replace("%2F", "/");
-        let known = revision == "main" || revision == COMMIT || content.revisions.contains(&revision);
+        let revision = rest.trim_end_matches("?blobs=true");
+        let known = revision == "main" || revision == COMMIT || content.revisions.iter().any(|r| r == revision);
         return if known { out.body(200, &[], &listing(content)) } else { out.refuse(404, "RevisionNotFound") };
     }
     // A small file is found by way of a relative redirect, as the real hub does it.
     if let Some(name) = path.strip_prefix("/api/resolve-cache/models/org/name/") {
         return out.file(content, name, range);
     }
-    let Some(name) = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) else {
+    let named = path.strip_prefix("/org/name/resolve/").and_then(|rest| rest.split_once('/'));
+    let Some((_, name)) = named.filter(|(revision, _)| ["main", COMMIT].contains(revision)) else {
         return out.refuse(404, "RevisionNotFound");
     };
     match content.files.get(name) {
         None => out.refuse(404, "EntryNotFound"),
         Some(bytes) if is_large(bytes) => {
             let mut headers =
-                vec![("Location", format!("{store_at}/store/{name}")), ("X-Repo-Commit", COMMIT.to_owned())];
+                vec![("Location", format!("{store_at}/store/{}", escape(name))), ("X-Repo-Commit", COMMIT.to_owned())];
             if !content.hashless {
                 headers.push(("X-Linked-ETag", format!("\"{}\"", sha256(bytes))));
                 headers.push(("X-Linked-Size", bytes.len().to_string()));
             }
             out.body(302, &headers, b"Found. Redirecting")
         }
-        Some(_) => out.body(307, &[("Location", format!("/api/resolve-cache/models/org/name/{name}"))], b""),
+        Some(_) => out.body(307, &[("Location", format!("/api/resolve-cache/models/org/name/{}", escape(name)))], b""),
     }
 }
 
