@@ -20,6 +20,7 @@ fn content() -> Content {
         ("onnx/model.onnx", "graph"),
         ("odd name ü#1.txt", "odd"),
         ("empty.txt", ""),
+        ("vocab.txt", "read me"), // the same bytes as README.md
     ] {
         files.insert(name.to_owned(), text.as_bytes().to_vec());
     }
@@ -68,6 +69,8 @@ fn a_pulled_folder_is_a_model_that_runs() {
     }
     let listed: Vec<&str> = json["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
     assert_eq!(listed, names);
+    folder.write("base/vocab.txt", "edited");
+    assert_eq!(folder.read("base/README.md"), b"read me");
     assert_eq!(folder.names(""), ["base"]);
     assert!(hub.asked().iter().any(|a| a.store && a.path.contains(WEIGHTS)), "the large file comes from the store");
     folder.edgeft("run base -p 'the river was' -n 3").ok();
@@ -167,9 +170,9 @@ fn every_no_says_what_it_means_and_what_to_do() {
 
 #[test]
 fn a_file_that_the_listing_promises_and_the_hub_lacks_is_named() {
-    let (folder, hub) = (Folder::new(), Hub::new(Content { listed: vec!["vocab.txt".into()], ..content() }));
+    let (folder, hub) = (Folder::new(), Hub::new(Content { listed: vec!["merges.txt".into()], ..content() }));
     let ran = edgeft(&folder, &hub, "pull org/name --out x").code(2);
-    assert!(ran.stderr.contains("org/name@main: vocab.txt") && ran.stderr.contains("HTTP 404"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("org/name@main: merges.txt") && ran.stderr.contains("HTTP 404"), "{}", ran.stderr);
     nothing_at(&folder, "x");
 }
 
@@ -205,6 +208,7 @@ fn a_full_disk_leaves_no_folder_and_the_next_call_goes_on() {
     }
     let ran = Ran::new(line, shell.output().unwrap()).code(1);
     assert!(ran.stderr.contains("cannot write base.partial/"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("the same command goes on from there"), "{}", ran.stderr);
     nothing_at(&folder, "base");
     let part = format!("base.partial/{}.incomplete", sha256(&content().files[WEIGHTS]));
     let kept = folder.read(&part).len();
@@ -222,7 +226,7 @@ fn what_does_not_fit_is_refused_before_a_byte_comes() {
     let claimed = [(WEIGHTS.to_owned(), u64::MAX / 2)].into();
     let (folder, hub) = (Folder::new(), Hub::new(Content { claimed, ..content() }));
     let ran = edgeft(&folder, &hub, "pull org/name --out base").code(1);
-    assert!(ran.stderr.contains("bytes are needed") && ran.stderr.contains("are free"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("9223372036.9 GB are needed") && ran.stderr.contains("are free"), "{}", ran.stderr);
     assert!(folder.names("").is_empty() && !hub.asked().iter().any(|a| a.store));
 }
 

@@ -36,6 +36,8 @@ pub struct PullArgs {
     pub force: bool,
 }
 
+const KEPT: &str = "what has arrived is kept, and the same command goes on from there";
+
 /// Runs the verb.
 pub fn run(args: &PullArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
@@ -52,7 +54,7 @@ pub fn run(args: &PullArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let settings = settings(|name| std::env::var_os(name).filter(|v| !v.is_empty()))?;
     // Whatever has arrived is on the disk, so that there is nothing to wait for.
     let _ = ctrlc::set_handler(|| {
-        eprintln!("\ninterrupted; what has arrived is kept, and the same command goes on from there");
+        eprintln!("\ninterrupted; {KEPT}");
         std::process::exit(130);
     });
     let bar = bar();
@@ -67,7 +69,11 @@ pub fn run(args: &PullArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Progress::Again { reason } => bar.suspend(|| eprintln!("{reason}")),
     });
     bar.finish_and_clear();
-    let pulled = pulled?;
+    let pulled = pulled.inspect_err(|e| {
+        if e.keeps_pieces() {
+            eprintln!("{KEPT}");
+        }
+    })?;
     let seconds = start.elapsed().as_secs_f64();
     let files: Vec<_> =
         pulled.files.iter().map(|f| json!({"name": f.name, "bytes": f.bytes, "hash": f.hash.to_string()})).collect();
@@ -97,13 +103,11 @@ fn print(address: &Address, pulled: &Pulled, seconds: f64) {
 
 /// A bar of bytes, with their rate.
 fn bar() -> indicatif::ProgressBar {
-    let bar = show::bar(0, "pull");
     let style =
-        "{prefix:<6} {bar:30} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {msg}  (left {eta})";
-    if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
-    bar
+        "{prefix} {bar:24} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  left {eta}  {wide_msg}";
+    let style =
+        indicatif::ProgressStyle::with_template(style).unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+    indicatif::ProgressBar::new(0).with_style(style).with_prefix("pull")
 }
 
 /// What Hugging Face's own programs take from the environment, by the same names.

@@ -1,5 +1,6 @@
 //! A listing → the files that a model needs, or the question which.
 
+use super::error::size;
 use super::listing::{Listing, Remote};
 use super::{Address, HubError};
 
@@ -118,8 +119,8 @@ fn one_gguf<'a>(
 
 /// Names and sizes, a line each; at most 40.
 fn list(files: &[&Remote]) -> String {
-    let size = |f: &Remote| f.bytes.map_or_else(|| "?".to_owned(), |b| format!("{:.1} MB", b as f64 / 1e6));
-    let mut lines: Vec<String> = files.iter().take(40).map(|f| format!("  {:>12}  {}", size(f), f.name)).collect();
+    let bytes = |f: &Remote| f.bytes.map_or_else(|| "?".to_owned(), size);
+    let mut lines: Vec<String> = files.iter().take(40).map(|f| format!("  {:>12}  {}", bytes(f), f.name)).collect();
     if files.len() > lines.len() {
         lines.push(format!("  and {} more", files.len() - lines.len()));
     }

@@ -70,7 +70,7 @@ pub enum HubError {
         got: Hash,
     },
     /// It does not fit.
-    #[error("{}: {need} bytes are needed, {free} are free on that disk", path.display())]
+    #[error("{}: {} are needed, {} are free on that disk", path.display(), size(*need), size(*free))]
     Space {
         /// The folder.
         path: PathBuf,
@@ -95,6 +95,14 @@ pub enum HubError {
     },
 }
 
+/// Bytes as people read them.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 impl HubError {
     /// Whether the user can mend it (exit code 2), and not only wait (1).
     pub fn is_bad_input(&self) -> bool {
@@ -107,6 +115,11 @@ impl HubError {
     /// Whether trying again may help.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Network { .. })
+    }
+
+    /// Whether it ended a transfer in the middle, so that there may be pieces to go on from.
+    pub fn keeps_pieces(&self) -> bool {
+        matches!(self, Self::Network { .. } | Self::Damaged { .. } | Self::Write { .. })
     }
 
     /// For `map_err` of whatever is done with `path`.

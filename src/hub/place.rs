@@ -3,6 +3,7 @@
 use super::download::{Store, lock};
 use super::hash::Hash;
 use super::{Address, HubError};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -72,12 +73,13 @@ impl Place for Folder {
         let (new, old) = (self.partial.join("new"), self.partial.join("old"));
         clear(&new)?;
         clear(&old)?;
+        let mut named = BTreeSet::new();
         for (path, hash) in files {
             let to = new.join(path);
             parent(&to)?;
             let from = store.blob(hash);
-            // A second name costs no space; where there is none, a copy.
-            if std::fs::hard_link(&from, &to).is_err() {
+            // A second name costs no space. Not a third: whoever edits one file must not change another.
+            if !named.insert(*hash) || std::fs::hard_link(&from, &to).is_err() {
                 std::fs::copy(&from, &to).map_err(HubError::write(&to))?;
             }
         }
