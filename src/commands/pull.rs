@@ -57,10 +57,11 @@ pub fn run(args: &PullArgs, global: &Global) -> anyhow::Result<ExitCode> {
         eprintln!("\ninterrupted; {KEPT}");
         std::process::exit(130);
     });
-    let bar = bar();
+    let (bar, mut arrived) = (bar(), false);
     let pulled = hub::pull(&settings, &address, &choice, &to, &mut |progress| match progress {
         Progress::Start { bytes, .. } => bar.set_length(bytes),
         Progress::At { file, done } => {
+            arrived |= done > 0;
             if bar.message() != file {
                 bar.set_message(file.to_owned());
             }
@@ -70,7 +71,7 @@ pub fn run(args: &PullArgs, global: &Global) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let pulled = pulled.inspect_err(|e| {
-        if e.keeps_pieces() {
+        if arrived && e.keeps_pieces() {
             eprintln!("{KEPT}");
         }
     })?;
