@@ -46,6 +46,9 @@ impl Global {
 pub enum Verb {
     /// Take an embedded example through every stage, in under three minutes
     Demo(commands::demo::DemoArgs),
+    /// Bring a model from a hub into a local folder
+    #[cfg(feature = "hub")]
+    Pull(commands::pull::PullArgs),
     /// Teach a model from a dataset: LoRA or every weight
     Tune(Box<commands::tune::TuneArgs>),
     /// Judge a model on held-out rows

@@ -6,6 +6,8 @@ pub mod eval;
 pub mod inspect;
 pub mod merge;
 pub mod ort;
+#[cfg(feature = "hub")]
+pub mod pull;
 pub mod quantize;
 pub mod run;
 #[cfg(feature = "server")]
@@ -32,6 +34,8 @@ pub fn main(cli: Cli) -> ExitCode {
     }
     let outcome = match &cli.verb {
         Verb::Demo(args) => demo::run(args, global),
+        #[cfg(feature = "hub")]
+        Verb::Pull(args) => pull::run(args, global),
         Verb::Tune(args) => tune::run(args, global),
         Verb::Eval(args) => eval::run(args, global),
         Verb::Merge(args) => merge::run(args, global),
@@ -96,6 +100,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             return 2;
         }
         if let Some(e) = cause.downcast_ref::<DataError>() {
+            return if e.is_bad_input() { 2 } else { 1 };
+        }
+        #[cfg(feature = "hub")]
+        if let Some(e) = cause.downcast_ref::<crate::hub::HubError>() {
             return if e.is_bad_input() { 2 } else { 1 };
         }
         if let Some(e) = cause.downcast_ref::<edgeft_runtime::Error>() {

@@ -2,6 +2,7 @@
 //!
 //! Data flows one way: data → tune → merge → quantize → verify → package → run → measure. The modules in that order:
 //!
+//! - `hub` (feature `hub`): a hub repository becomes a local folder
 //! - [`data`]: a line becomes a batch
 //! - [`model`]: the network while it learns, each forward beside its backward
 //! - [`tune`]: batches become an adapter
@@ -20,6 +21,8 @@ pub mod demo;
 pub mod error;
 pub mod eval;
 pub mod export;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod merge;
 pub mod model;
 pub mod profile;

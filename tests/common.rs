@@ -2,6 +2,8 @@
 
 pub mod data;
 pub mod fixtures;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod tensors;
 pub mod tiny;
 pub mod tokenizers;

@@ -306,7 +306,7 @@ fn the_runtime_is_small_by_default() {
             text.lines().find(|l| l.starts_with(&format!("{heavy} = {{"))).unwrap_or_else(|| panic!("no {heavy}"));
         assert!(line.contains("optional = true"), "{line}");
     }
-    for never in ["candle", "rayon", "edgeft-quantize"] {
+    for never in ["candle", "rayon", "edgeft-quantize", "hf-hub", "ureq"] {
         assert!(!text.contains(never), "{never} in runtime/Cargo.toml");
     }
 }

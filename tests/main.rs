@@ -7,6 +7,8 @@ mod export;
 mod embed;
 mod golden;
 mod hostile;
+#[cfg(feature = "hub")]
+mod hub;
 mod layers;
 mod learning;
 mod onnx;
