@@ -7,6 +7,7 @@ pub mod tiny;
 pub mod tokenizers;
 
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -135,6 +136,33 @@ impl Ran {
         let last = lines.last().expect("a line");
         serde_json::from_str(last).unwrap_or_else(|e| panic!("the last line of `edgeft {}`: {e}: {last}", self.line))
     }
+}
+
+/// Whether a test that needs a part of the machine can run: `found` says what is missing. A test that cannot says so by name;
+/// it fails where EDGEFT_REQUIRE (a list: `gpu,ort`) names the part.
+#[track_caller]
+pub fn can_use(part: &str, test: &str, found: Result<(), String>) -> bool {
+    let Err(why) = found else { return true };
+    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == part), "{test} needs {part}: {why}");
+    // Not by `eprintln!`, which tests that pass swallow.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
+    false
+}
+
+/// Whether a test that needs `edgeft-run` can run: the workspace's tests build it, those of `edgeft` alone do not.
+#[track_caller]
+pub fn runner(test: &str) -> bool {
+    let beside = Path::new(env!("CARGO_BIN_EXE_edgeft")).with_file_name("edgeft-run");
+    let serves = Command::new(&beside).arg("--version").output().is_ok_and(|o| {
+        String::from_utf8_lossy(&o.stdout).starts_with(concat!(
+            "edgeft-run ",
+            env!("CARGO_PKG_VERSION"),
+            "\nedgeft-run serves"
+        ))
+    });
+    let why = || "no edgeft-run that serves beside edgeft; `cargo test --workspace` builds it".to_owned();
+    can_use("edgeft-run", test, serves.then_some(()).ok_or_else(why))
 }
 
 /// The JSON object has these fields (and may have more).

@@ -7,6 +7,8 @@ mod golden;
 mod hostile;
 mod layers;
 mod learning;
+mod measure;
+mod package;
 mod parity;
 mod pipeline;
 mod server;

@@ -6,8 +6,10 @@
 //! - [`block`]: `repr(C)` blocks with asserted sizes, and the plain loops that decode them
 //! - [`gguf`]: header, metadata and tensor table, each field checked on the line that reads it
 //! - [`map`]: a file becomes bytes
+//! - [`bundle`]: a folder with a manifest, compared with it file by file
 
 pub mod block;
+pub mod bundle;
 pub mod gguf;
 pub mod map;
 
