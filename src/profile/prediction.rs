@@ -224,9 +224,10 @@ impl std::fmt::Display for Prediction {
                     writeln!(f, "            they fit into the last cache of {mib} MiB, so the bus is no bound")?;
                 }
             }
-            None => {
-                writeln!(f, "  latency   not predicted: this model does not decode, and its speed is a matter of arithmetic")?
-            }
+            None => writeln!(
+                f,
+                "  latency   not predicted: this model does not decode, and its speed is a matter of arithmetic"
+            )?,
         }
         if let Some(likely) = &self.likely {
             let (read, kernels) = (likely.gb_per_s, likely.kernel_gb_per_s);

@@ -93,23 +93,15 @@ pub fn run(args: &BenchArgs, folder: &Path, global: &Global) -> anyhow::Result<E
     });
     show::report(global, &whole, || {
         println!("{}\n", case_of(args, &measured));
-        print!(
-            "{}",
-            show::table_with(&[vec![COLUMNS.map(str::to_owned).to_vec()], rows(&measured)].concat(), &[0, 1, 2])
-        );
+        print_table(&measured);
         print_failed(&failed);
         println!("\nEach pair ran in a process of its own. share: of what a plain read of the same bytes allows.");
-        let best =
-            fastest(&measured).map_or_else(|| "model.gguf".into(), |p| folder.join(&p.model).display().to_string());
+        let serve = fastest(&measured).map(|p| serve_line(&folder.join(&p.model).display().to_string(), p));
         match &args.html {
-            Some(page) => println!("\nOpen {} for the plot.\n\nNext:\n  edgeft serve {best}", page.display()),
-            None => {
-                println!(
-                    "\nNext:\n  edgeft bench --suite {} --html bench.html\n  edgeft serve {best}",
-                    folder.display()
-                );
-            }
+            Some(page) => println!("\nOpen {} for the plot.\n\nNext:", page.display()),
+            None => println!("\nNext:\n  edgeft bench --suite {} --html bench.html", folder.display()),
         }
+        println!("  {}", serve.unwrap_or_default());
     });
     Ok(ExitCode::SUCCESS)
 }
@@ -139,12 +131,9 @@ pub fn auto(args: &BenchArgs, model: &str, global: &Global) -> anyhow::Result<Ex
     });
     show::report(global, &whole, || {
         println!("{}\n", case_of(args, &measured));
-        print!(
-            "{}",
-            show::table_with(&[vec![COLUMNS.map(str::to_owned).to_vec()], rows(&measured)].concat(), &[0, 1, 2])
-        );
+        print_table(&measured);
         print_failed(&failed);
-        println!("\nfastest: {why}\n\nNext:\n  edgeft serve {model} --engine {}", best.engine);
+        println!("\nfastest: {why}\n\nNext:\n  {}", serve_line(model, best));
     });
     Ok(ExitCode::SUCCESS)
 }
@@ -200,6 +189,12 @@ fn fastest(pairs: &[Pair]) -> Option<&Pair> {
     pairs.iter().filter(|p| p.speed().is_some()).max_by(|a, b| speed(a).total_cmp(&speed(b)))
 }
 
+/// The command that serves it so.
+fn serve_line(model: &str, pair: &Pair) -> String {
+    let engine = if pair.engine == Backend::Cpu.name() { String::new() } else { format!(" --engine {}", pair.engine) };
+    format!("edgeft serve {model}{engine}")
+}
+
 /// "cpu, 812 tokens/s against 455 of gpu".
 fn choice(best: &Pair, measured: &[Pair]) -> String {
     let what = if best.number("/decode_tokens_per_s").is_some() { "generated" } else { "read" };
@@ -214,6 +209,11 @@ fn choice(best: &Pair, measured: &[Pair]) -> String {
 }
 
 const COLUMNS: [&str; 9] = ["model", "type", "engine", "size", "first token", "read", "generated", "memory", "share"];
+
+fn print_table(measured: &[Pair]) {
+    let all = [vec![COLUMNS.map(str::to_owned).to_vec()], rows(measured)].concat();
+    print!("{}", show::table_with(&all, &[0, 1, 2]));
+}
 
 fn rows(pairs: &[Pair]) -> Vec<Vec<String>> {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
@@ -236,11 +236,12 @@ fn rows(pairs: &[Pair]) -> Vec<Vec<String>> {
 /// Prompt, generation, batch, threads, machine.
 fn case_of(args: &BenchArgs, measured: &[Pair]) -> String {
     let Some(Ok(bench)) = measured.first().map(|p| p.outcome.as_ref()) else { return String::new() };
-    let (threads, device) = (&bench["threads"], &bench["device"]);
+    let (threads, device) = (bench["threads"].as_u64().unwrap_or(0), &bench["device"]);
+    let threads = if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") };
     let prompt = args.prompt.map_or("prompt 128, or what fits".to_owned(), |n| format!("prompt {n}"));
     let cpu = device["cpu"].as_str().unwrap_or_default();
     format!(
-        "{prompt}, generate {}, batch {}, {} runs after 1; {threads} threads on {cpu}, {}",
+        "{prompt}, generate {}, batch {}, {} runs after 1; {threads} on {cpu}, {}",
         args.generate,
         args.batch,
         args.runs,
@@ -252,16 +253,37 @@ fn why(pair: &Pair) -> &str {
     pair.outcome.as_ref().err().map_or("", String::as_str)
 }
 
-/// What could not be measured, a line for each reason.
-fn print_failed(failed: &[Pair]) {
-    let mut told: Vec<(&str, &str)> = Vec::new();
-    for pair in failed {
-        // An engine that is not here says the same of every model.
-        if !told.contains(&(pair.engine, why(pair))) {
-            let lead = if told.is_empty() { "\n" } else { "" };
-            println!("{lead}  not measured: {} on {}: {}", pair.model, pair.engine, why(pair));
-            told.push((pair.engine, why(pair)));
+/// Models, engines and reason of what could not be measured, a row for each reason: an engine that is not here says the same
+/// of every model, a broken file on every engine.
+fn reasons(failed: &[Pair]) -> Vec<Vec<String>> {
+    let mut told: Vec<&str> = Vec::new();
+    let mut rows = Vec::new();
+    for reason in failed.iter().map(why) {
+        if told.contains(&reason) {
+            continue;
         }
+        told.push(reason);
+        let same = || failed.iter().filter(|p| why(p) == reason);
+        let distinct = |of: &dyn Fn(&Pair) -> String| {
+            let mut names: Vec<String> = Vec::new();
+            same().map(of).for_each(|n| {
+                if !names.contains(&n) {
+                    names.push(n)
+                }
+            });
+            names
+        };
+        let (models, engines) = (distinct(&|p| p.model.clone()), distinct(&|p| p.engine.to_owned()));
+        let models = if models.len() > 3 { format!("{} models", models.len()) } else { models.join(", ") };
+        rows.push(vec![models, engines.join(", "), reason.to_owned()]);
+    }
+    rows
+}
+
+fn print_failed(failed: &[Pair]) {
+    for (i, row) in reasons(failed).iter().enumerate() {
+        let lead = if i == 0 { "\n" } else { "" };
+        println!("{lead}  not measured: {} on {}: {}", row[0], row[1], row[2]);
     }
 }
 
@@ -282,7 +304,9 @@ fn page_of(folder: &Path, args: &BenchArgs, measured: &[Pair], failed: &[Pair]) 
         p.number("/ceiling/decode_tokens_per_s")
     });
     generated.note =
-        "More is better. A line across marks the ceiling: what a plain read of the same bytes allows.".into();
+        "More is better. Where the ceiling, what a plain read of the same bytes allows, lies within the figure, \
+        a line across marks it."
+            .into();
     let mut first = bars("First token", "ms", &|p| p.first_ms(), &none);
     first.note =
         "Less is better. From the text of the prompt to the first token, tokenization included; of a model that does \
@@ -297,7 +321,7 @@ fn page_of(folder: &Path, args: &BenchArgs, measured: &[Pair], failed: &[Pair]) 
     };
     let (soonest, smallest) = (least(&|p| p.first_ms()), least(&|p| p.number("/peak_mib")));
     ReportData {
-        title: format!("{} models, {} measurements", models(measured, failed), measured.len()),
+        title: format!("edgeft bench: {}", folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy()),
         subtitle: case_of(args, measured),
         facts: vec![
             ("fastest".into(), figure(fastest(measured), &|p| format!("{} on {}", p.model, p.engine))),
@@ -318,26 +342,18 @@ fn page_of(folder: &Path, args: &BenchArgs, measured: &[Pair], failed: &[Pair]) 
             },
             Table {
                 title: "Not measured".into(),
-                columns: ["model", "engine", "why"].map(str::to_owned).to_vec(),
-                rows: failed.iter().map(|p| vec![p.model.clone(), p.engine.to_owned(), why(p).to_owned()]).collect(),
+                columns: ["models", "engines", "why"].map(str::to_owned).to_vec(),
+                rows: reasons(failed),
                 note: String::new(),
             },
         ]
         .into_iter()
         .filter(|t| !t.rows.is_empty())
         .collect(),
-        next: fastest(measured).map_or(Vec::new(), |p| {
-            vec![format!("edgeft serve {} --engine {}", folder.join(&p.model).display(), p.engine)]
-        }),
+        next: fastest(measured)
+            .map_or(Vec::new(), |p| vec![serve_line(&folder.join(&p.model).display().to_string(), p)]),
         ..ReportData::default()
     }
-}
-
-fn models(measured: &[Pair], failed: &[Pair]) -> usize {
-    let mut names: Vec<&str> = measured.iter().chain(failed).map(|p| p.model.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.len()
 }
 
 #[cfg(test)]
@@ -359,6 +375,20 @@ mod tests {
         assert_eq!(choice(&pairs[0], &pairs[..1]), "cpu: 50.0 tokens/s generated, the only engine that could");
         let reads = [pair("cpu", json!({"decode_tokens_per_s": null, "prompt_tokens_per_s": 900.0}))];
         assert_eq!(choice(&reads[0], &reads), "cpu: 900 tokens/s read, the only engine that could");
+    }
+
+    #[test]
+    fn a_reason_is_told_once_for_all_that_it_holds_for() {
+        let pair =
+            |model: &str, engine, why: &str| Pair { model: model.into(), engine, file: None, outcome: Err(why.into()) };
+        let failed = [
+            pair("a", "gpu", "no adapter"),
+            pair("b", "cpu", "cut"),
+            pair("b", "gpu", "cut"),
+            pair("c", "gpu", "no adapter"),
+        ];
+        let rows = reasons(&failed);
+        assert_eq!(rows, [["a, c", "gpu", "no adapter"], ["b", "cpu, gpu", "cut"]]);
     }
 
     #[test]
