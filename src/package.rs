@@ -146,6 +146,10 @@ impl Order<'_> {
         let manifest = self.manifest(folder, &files, &model, runner, &prediction)?;
         let text = serde_json::to_string_pretty(&manifest)? + "\n";
         std::fs::write(folder.join(MANIFEST), text).with_context(|| format!("cannot write {MANIFEST}"))?;
+        for name in files.iter().map(String::as_str).chain([MANIFEST]) {
+            let flushed = std::fs::File::open(folder.join(name)).and_then(|file| file.sync_all());
+            flushed.with_context(|| format!("cannot flush {name}"))?;
+        }
         Ok(Bundle { manifest, prediction })
     }
 

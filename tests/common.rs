@@ -5,6 +5,7 @@ pub mod fixtures;
 pub mod tensors;
 pub mod tiny;
 pub mod tokenizers;
+pub mod yaml;
 
 use serde_json::Value;
 use std::io::Write;

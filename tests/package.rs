@@ -1,13 +1,12 @@
 //! Bundles through the front door: packaged, moved, served by their own `run.sh`, tampered with; and every file of theirs read
 //! by what reads such files.
 
-use crate::common::{Folder, can_use, has_fields, runner, tiny::Tiny};
+use crate::common::{Folder, can_use, has_fields, runner, tiny::Tiny, yaml};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use yaml_rust2::{Yaml, YamlLoader};
 
 /// A target like this machine, whose edgeft-run lies beside edgeft.
 const TARGET: &str = if cfg!(target_arch = "aarch64") { "raspberry-pi-5" } else { "x86-server" };
@@ -77,6 +76,10 @@ fn a_bundle_serves_wherever_it_is_moved() {
     );
     assert_eq!((&json["predicted"]["kind"], &json["model"]["type"]), (&"predicted".into(), &"q8_0".into()));
     assert_eq!(folder.read("bundle/model.gguf"), folder.read("tiny.gguf"), "a GGUF file goes in as it is");
+    assert!(
+        folder.edgeft("serve bundle --port 0").code(2).stderr.contains("run.sh"),
+        "edgeft says what serves a bundle"
+    );
 
     std::fs::create_dir(folder.at("else where")).expect("a folder");
     std::fs::rename(folder.at("bundle"), folder.at("else where/moved")).expect("moved");
@@ -204,8 +207,8 @@ fn what_cannot_be_packaged_is_refused_and_leaves_nothing() {
 }
 
 /// The document of this kind in a file of several.
-fn document<'a>(documents: &'a [Yaml], kind: &str) -> &'a Yaml {
-    documents.iter().find(|d| d["kind"].as_str() == Some(kind)).unwrap_or_else(|| panic!("no {kind}"))
+fn document<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    documents.iter().find(|d| d["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
 }
 
 #[test]
@@ -216,23 +219,20 @@ fn the_manifests_of_kubernetes_agree_with_each_other_and_with_the_plan() {
     let folder = Folder::new();
     let json = packaged(&folder);
     let text = String::from_utf8(folder.read("bundle/kubernetes.yaml")).expect("UTF-8");
-    let documents = YamlLoader::load_from_str(&text).expect("YAML");
+    let documents = yaml::documents(&text);
     assert_eq!(documents.len(), 2);
     let (deployment, service) = (document(&documents, "Deployment"), document(&documents, "Service"));
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     let selector = &service["spec"]["selector"]["app.kubernetes.io/name"];
     assert_eq!(selector, &labels["app.kubernetes.io/name"]);
     assert_eq!(selector, &deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]);
-    assert_eq!(selector.as_str(), Some("edgeft-tiny"));
+    assert_eq!(selector, "edgeft-tiny");
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let port = &container["ports"][0];
     assert_eq!(port["name"], service["spec"]["ports"][0]["targetPort"]);
-    assert_eq!(
-        container["args"][3].as_str(),
-        Some(port["containerPort"].as_i64().expect("a port").to_string().as_str())
-    );
+    assert_eq!(container["args"][3], port["containerPort"].to_string());
     for (probe, path) in [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")] {
-        assert_eq!(container[probe]["httpGet"]["path"].as_str(), Some(path), "{probe}");
+        assert_eq!(container[probe]["httpGet"]["path"], path, "{probe}");
         assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{probe}");
     }
     let memory = |which: &str| -> u64 {
@@ -243,9 +243,9 @@ fn the_manifests_of_kubernetes_agree_with_each_other_and_with_the_plan() {
     assert_eq!(memory("requests"), planned);
     assert!(memory("limits") > planned, "a limit at the plan kills at the first byte over it");
     let security = &container["securityContext"];
-    assert_eq!(security["readOnlyRootFilesystem"].as_bool(), Some(true));
-    assert_eq!(security["allowPrivilegeEscalation"].as_bool(), Some(false));
-    assert_eq!(deployment["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(deployment["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
 }
 
 #[test]
