@@ -66,10 +66,14 @@ pub enum Verb {
     /// Answer over HTTP, as OpenAI's API does
     #[cfg(feature = "server")]
     Serve(commands::serve::ServeArgs),
+    /// Put a model and all that serves it on a device into a folder
+    Package(commands::package::PackageArgs),
     /// Measure first-token latency, tokens per second and memory
     Bench(commands::bench::BenchArgs),
     /// Show what is in a GGUF, safetensors or ONNX file
     Inspect(commands::inspect::InspectArgs),
-    /// List device profiles
+    /// List device profiles, and what they predict of a model
     Targets(commands::targets::TargetsArgs),
+    /// Say what this build and this machine can do
+    Doctor(commands::doctor::DoctorArgs),
 }

@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod inspect;
 pub mod merge;
 pub mod ort;
+pub mod package;
 #[cfg(feature = "hub")]
 pub mod pull;
 pub mod quantize;
@@ -45,9 +47,11 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Run(args) => run::run(args, global),
         #[cfg(feature = "server")]
         Verb::Serve(args) => serve::run(args, global),
+        Verb::Package(args) => package::run(args, global),
         Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
         Verb::Targets(args) => targets::run(args, global),
+        Verb::Doctor(args) => doctor::run(args, global),
     };
     match outcome {
         Ok(code) => code,

@@ -9,6 +9,7 @@
 //! - [`eval`]: a model and a dataset become numbers with intervals
 //! - [`merge`], [`export`]: base + adapter → tensors → GGUF, by way of `edgeft-quantize`
 //! - [`verify`]: two stages of one model, held against each other; the gate
+//! - [`package`]: a model, a profile and the device's binary → a folder that serves by itself
 //! - [`profile`]: `targets/*.toml` → device profiles, and what they predict
 //! - [`report`]: a run → one self-contained page
 //! - [`demo`]: the embedded model and datasets, and the program that made them
@@ -25,6 +26,7 @@ pub mod export;
 pub mod hub;
 pub mod merge;
 pub mod model;
+pub mod package;
 pub mod profile;
 pub mod report;
 pub mod rng;

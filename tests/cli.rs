@@ -303,8 +303,8 @@ fn verbs_and_flags_that_are_none() {
     refuses(&folder, "eval base --data d.jsonl --threads 0", &["0", "--threads"]);
     refuses(&folder, "tokenize base", &["--text"]);
     refuses(&folder, "tokenize base --file missing.txt", &["cannot read missing.txt"]);
-    refuses(&folder, "targets toaster", &["toaster", "rpi5"]);
-    refuses(&folder, "bench base --target toaster", &["toaster", "rpi5"]);
+    refuses(&folder, "targets toaster", &["toaster", "raspberry-pi-5", "this"]);
+    refuses(&folder, "bench base --target toaster", &["toaster", "raspberry-pi-5", "this"]);
     refuses(&folder, "bench base --compare missing.json", &["missing.json"]);
     refuses(&folder, "inspect d.jsonl", &["d.jsonl", "GGUF"]);
 }
@@ -322,7 +322,7 @@ fn every_verb_has_help_with_an_example_and_a_next_step() {
         .collect();
     for verb in [
         "demo", "tune", "eval", "merge", "quantize", "verify", "tokenize", "run", "serve", "bench", "inspect",
-        "targets",
+        "targets", "package", "doctor",
     ] {
         assert!(verbs.contains(&verb), "{verb} is not among {verbs:?}");
     }
@@ -369,7 +369,15 @@ fn json_is_one_object_on_the_last_line_of_stdout() {
         ("inspect onnx/model.onnx", "opsets inputs outputs types tensors"),
         ("inspect base/model.safetensors", "tensors"),
         ("targets", "targets"),
-        ("targets rpi5", "name"),
+        ("targets rpi5", "name measured model.type cpu.source predictions"),
+        ("targets --model m.gguf", "predictions.0.kind predictions.0.memory.total predictions.8.target"),
+        ("targets this --model m.gguf", "kernels predictions.0.likely.decode_tokens_per_s"),
+        ("bench m.gguf --prompt 4 --generate 2 --runs 1 --target this", "predicted.likely energy kv version"),
+        (
+            "bench m.gguf --prompt 4 --generate 2 --runs 1 --engine auto",
+            "engine decode_tokens_per_s ttft_ms runs auto.why auto.measured.0.engine auto.not_measured",
+        ),
+        ("doctor", "ok version checks.0.name checks.0.state checks.0.says checks.0.fix"),
     ] {
         let ran = folder.edgeft(&format!("{line} --json")).ok();
         assert_eq!(ran.stdout.lines().count(), 1, "edgeft {line}\n{}", ran.stdout);

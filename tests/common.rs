@@ -7,6 +7,7 @@ pub mod hub;
 pub mod tensors;
 pub mod tiny;
 pub mod tokenizers;
+pub mod yaml;
 
 use serde_json::Value;
 use std::io::Write as _;
@@ -159,6 +160,21 @@ pub fn ort(test: &str) -> bool {
     let why = |e: anyhow::Error| e.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
     let found = edgeft::commands::ort::OrtArgs::default().load().map_err(why);
     can_use("ort", test, found)
+}
+
+/// Whether a test that needs `edgeft-run` can run: the workspace's tests build it, those of `edgeft` alone do not.
+#[track_caller]
+pub fn runner(test: &str) -> bool {
+    let beside = Path::new(env!("CARGO_BIN_EXE_edgeft")).with_file_name("edgeft-run");
+    let serves = Command::new(&beside).arg("--version").output().is_ok_and(|o| {
+        String::from_utf8_lossy(&o.stdout).starts_with(concat!(
+            "edgeft-run ",
+            env!("CARGO_PKG_VERSION"),
+            "\nedgeft-run serves"
+        ))
+    });
+    let why = || "no edgeft-run that serves beside edgeft; `cargo test --workspace` builds it".to_owned();
+    can_use("edgeft-run", test, serves.then_some(()).ok_or_else(why))
 }
 
 /// The JSON object has these fields (and may have more).

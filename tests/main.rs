@@ -12,6 +12,8 @@ mod hub;
 mod layers;
 mod learning;
 mod onnx;
+mod measure;
+mod package;
 mod parity;
 mod pipeline;
 mod server;

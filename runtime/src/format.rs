@@ -7,8 +7,10 @@
 //! - [`gguf`]: header, metadata and tensor table, each field checked on the line that reads it
 //! - [`map`]: a file becomes bytes
 //! - [`onnx`]: what goes into an ONNX file and out of it, and where its weights lie;  [`protobuf`]: the wire format under it
+//! - [`bundle`]: a folder with a manifest, compared with it file by file
 
 pub mod block;
+pub mod bundle;
 pub mod gguf;
 pub mod map;
 pub mod onnx;

@@ -8,6 +8,7 @@ use crate::demo::nano;
 use crate::error::BadInput;
 use crate::tune::run_folder::{RunFile, is_run};
 use candle_core::Device;
+use edgeft_runtime::format::bundle::Bundle;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,9 @@ impl Place {
             }
             if path.join("config.json").is_file() {
                 return Ok(Self::Folder(path));
+            }
+            if Bundle::is_at(&path) {
+                crate::bad_input!("{model}: a bundle serves itself, by its run.sh; or give the .gguf file inside");
             }
             crate::bad_input!(
                 "{model}: no config.json (a model folder), no tune.toml (a RUN) and no .onnx file (an ONNX folder) in it"

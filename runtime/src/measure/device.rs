@@ -1,6 +1,7 @@
 //! What this machine is: CPU, cores, instruction set, memory, and what the process took of it. Unknown is `None`: nothing is
 //! guessed where the system does not tell.
 
+use super::cgroup::Limits;
 use crate::kernels::Kernels;
 
 /// The machine that a number was measured on.
@@ -48,6 +49,12 @@ pub fn peak_mib() -> Option<f64> {
 /// Memory that is free or can be freed at once, in bytes.
 pub fn available_bytes() -> Option<u64> {
     meminfo("MemAvailable").map(|kib| kib * 1024)
+}
+
+/// Memory of the machine, or of the group that this process is in when that has less, in bytes.
+pub fn usable_bytes() -> Option<u64> {
+    let all = meminfo("MemTotal").map(|kib| kib * 1024);
+    all.into_iter().chain(Limits::of_this_process().memory).min()
 }
 
 /// Size of the last level of cache, in bytes.
