@@ -7,6 +7,7 @@ pub mod tiny;
 pub mod tokenizers;
 
 use serde_json::Value;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -135,6 +136,28 @@ impl Ran {
         let last = lines.last().expect("a line");
         serde_json::from_str(last).unwrap_or_else(|e| panic!("the last line of `edgeft {}`: {e}: {last}", self.line))
     }
+}
+
+/// Whether a test that needs a part of the machine can run: `found` says what is missing. A test that cannot says so by name;
+/// it fails where EDGEFT_REQUIRE (a list: `gpu,ort`) names the part.
+#[track_caller]
+pub fn can_use(part: &str, test: &str, found: Result<(), String>) -> bool {
+    let Err(why) = found else { return true };
+    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == part), "{test} needs {part}: {why}");
+    // Not by `eprintln!`, which tests that pass swallow.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
+    false
+}
+
+/// Whether a test that needs a GPU, be it one in software, can run.
+#[track_caller]
+pub fn gpu(test: &str) -> bool {
+    #[cfg(feature = "gpu")]
+    let found = edgeft_runtime::engine::gpu::describe().map(|_| ()).map_err(|e| e.to_string());
+    #[cfg(not(feature = "gpu"))]
+    let found = Err("built without the feature `gpu`".to_owned());
+    can_use("gpu", test, found)
 }
 
 /// The JSON object has these fields (and may have more).

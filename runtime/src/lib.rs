@@ -6,7 +6,8 @@
 //!
 //! - [`format`]: GGUF bytes as checked views;  [`model`]: a file as a model, every tensor's shape checked
 //! - [`kernels`], [`threads`]: the arithmetic, chosen once at start, and the pool that runs it
-//! - [`engine`]: a batch of tokens in, output rows out; [`kv_cache`]: what a sequence remembers
+//! - [`engine`]: a batch of tokens in, output rows out, on the CPU or (feature `gpu`) by wgpu; [`kv_cache`]: what a sequence
+//!   remembers
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
 //! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing

@@ -234,6 +234,9 @@ impl Model {
     pub fn engine(&self, options: &EngineOptions) -> Result<Box<dyn Engine>> {
         match options.backend {
             Backend::Cpu => Ok(Box::new(CpuEngine::new(self.clone(), options)?)),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu => Ok(Box::new(crate::engine::gpu::GpuEngine::new(self.clone(), options)?)),
+            #[allow(unreachable_patterns)] // for what a build lacks
             Backend::Gpu | Backend::Ort => {
                 let name = options.backend.name();
                 Err(Error::new(

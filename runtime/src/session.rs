@@ -200,6 +200,11 @@ impl Session {
         self.engine.capacity()
     }
 
+    /// See [`Engine::runs_on`].
+    pub fn runs_on(&self) -> Option<String> {
+        self.engine.runs_on()
+    }
+
     /// What the model is for.
     pub fn task(&self) -> Task {
         self.task

@@ -124,8 +124,11 @@ fn measure_case(
     let measurement = bench.measure(&mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let peak_mib = peak_mib(); // before the ceiling's buffer
-    let ceiling = Ceiling::measure(&model, &measurement, threads, KV);
-    let device = Device::detect(&Kernels::detect()?);
+    let ceiling = match backend {
+        Backend::Gpu => Ceiling::UNKNOWN,
+        Backend::Cpu | Backend::Ort => Ceiling::measure(&model, &measurement, threads, KV),
+    };
+    let device = Device { runs_on: engine.runs_on(), ..Device::detect(&Kernels::detect()?) };
     let report = Report {
         engine: backend.name(),
         model: name.to_owned(),

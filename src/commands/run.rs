@@ -144,6 +144,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
     };
     let mut session = Session::new(&model, &options)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    show::runs_on(session.runs_on());
     session.tokenizer().map_err(|e| e.at(&args.model))?;
 
     if let (Some(question), Some(context)) = (&args.question, &args.context) {

@@ -66,7 +66,9 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         move || {
             let load = || {
                 let model = open(&place)?;
-                anyhow::Ok((Loaded::new(&model, &options)?, model))
+                let loaded = Loaded::new(&model, &options)?;
+                show::runs_on(loaded.session.runs_on());
+                anyhow::Ok((loaded, model))
             };
             let (outcome, whole) = match load() {
                 Ok((loaded, model)) => (Ok(loaded), Ok(model)),

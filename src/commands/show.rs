@@ -12,6 +12,13 @@ pub fn report(global: &Global, json: &serde_json::Value, text: impl FnOnce()) {
     }
 }
 
+/// Says on stderr what computes, where that is more than this program.
+pub fn runs_on(what: Option<String>) {
+    if let Some(what) = what {
+        eprintln!("runs on {what}");
+    }
+}
+
 /// 1234567 → `1.2 MB`.
 pub fn bytes(n: u64) -> String {
     let (n, units) = (n as f64, ["B", "kB", "MB", "GB", "TB"]);

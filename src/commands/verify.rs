@@ -75,6 +75,7 @@ pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
 /// Measures.
 pub fn verify(q: &Question) -> anyhow::Result<Verification> {
     let mut subject = Subject::open(q.subject, q.engine, None, q.threads)?;
+    show::runs_on(subject.runs_on());
     let bounds = match q.bounds {
         Some(bounds) => bounds,
         None => Bounds::of_type(&subject.type_name()).ok_or_else(|| {

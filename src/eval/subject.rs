@@ -118,6 +118,14 @@ impl Subject {
         Ok(Self::Runtime(Box::new(RuntimeSubject { model, engine })))
     }
 
+    /// What computes, where that is more than this program: see [`Engine::runs_on`].
+    pub fn runs_on(&self) -> Option<String> {
+        match self {
+            Self::Candle(_) => None,
+            Self::Runtime(s) => s.engine.runs_on(),
+        }
+    }
+
     /// What the model answers.
     pub fn task(&self) -> Option<Task> {
         match self {

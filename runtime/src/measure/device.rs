@@ -14,6 +14,8 @@ pub struct Device {
     pub isa: &'static str,
     /// Memory of the machine.
     pub memory_mib: Option<u64>,
+    /// What computed, where it was not the CPU by our own kernels: see [`crate::engine::Engine::runs_on`].
+    pub runs_on: Option<String>,
 }
 
 impl Device {
@@ -24,6 +26,7 @@ impl Device {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             isa: kernels.level().name(),
             memory_mib: meminfo("MemTotal").map(|kib| kib / 1024),
+            runs_on: None,
         }
     }
 }
@@ -31,7 +34,8 @@ impl Device {
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plural = if self.cores == 1 { "" } else { "s" };
-        write!(f, "{}, {} core{plural}, {}", self.cpu, self.cores, self.isa)
+        write!(f, "{}, {} core{plural}, {}", self.cpu, self.cores, self.isa)?;
+        if let Some(runs_on) = &self.runs_on { write!(f, "; runs on {runs_on}") } else { Ok(()) }
     }
 }
 

@@ -13,8 +13,9 @@ use crate::model::Model;
 /// What decoding cannot exceed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceiling {
-    /// Speed of a plain read, by as many threads, of as many bytes as a forward reads (bounded by the memory there is).
-    pub gb_per_s: f64,
+    /// Speed of a plain read, by as many threads, of as many bytes as a forward reads (bounded by the memory there is);
+    /// `None` where another device's memory is read.
+    pub gb_per_s: Option<f64>,
     /// That speed over the bytes of a forward, times the sequences that share it; `None` for a model that does not decode.
     pub decode_tokens_per_s: Option<f64>,
     /// What was measured, as a part of it.
@@ -22,6 +23,9 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
+    /// Of a device whose memory this process cannot read.
+    pub const UNKNOWN: Self = Self { gb_per_s: None, decode_tokens_per_s: None, share: None };
+
     /// Reads memory for about half a second. Take [`device::peak_mib`] before: the buffer counts too.
     pub fn measure(model: &Model, measurement: &Measurement, threads: usize, kv: KvType) -> Self {
         let case = &measurement.case;
@@ -31,7 +35,11 @@ impl Ceiling {
         let gb_per_s = bandwidth::read_gb_per_s(buffer(bytes), threads);
         let ceiling = measurement.generates.then(|| gb_per_s * 1e9 / bytes as f64 * case.batch as f64);
         let decode = median(&measurement.decode_rates());
-        Self { gb_per_s, decode_tokens_per_s: ceiling, share: decode.zip(ceiling).map(|(have, most)| have / most) }
+        Self {
+            gb_per_s: Some(gb_per_s),
+            decode_tokens_per_s: ceiling,
+            share: decode.zip(ceiling).map(|(have, most)| have / most),
+        }
     }
 }
 
@@ -92,7 +100,7 @@ impl Report {
             "cold_start_ms": rounded(Some(self.cold_start_ms())),
             "peak_mib": self.peak_mib,
             "ceiling": {
-                "gb_per_s": rounded(Some(self.ceiling.gb_per_s)),
+                "gb_per_s": rounded(self.ceiling.gb_per_s),
                 "decode_tokens_per_s": rounded(self.ceiling.decode_tokens_per_s),
                 "share": rounded(self.ceiling.share),
             },
@@ -106,6 +114,7 @@ impl Report {
                 "cores": self.device.cores,
                 "isa": self.device.isa,
                 "memory_mib": self.device.memory_mib,
+                "runs_on": self.device.runs_on,
             },
             "runs": self.runs(),
         })
@@ -141,12 +150,10 @@ impl Report {
         row("prompt", spread(&m.prompt_rates(), "tokens/s"), format!("{} tokens, {from}", m.case.prompt));
         if m.generates {
             row("first token", spread(&m.first_ms(), "ms"), "median ± median absolute deviation of the runs".into());
-            if let Some(most) = self.ceiling.decode_tokens_per_s {
-                let share = self
-                    .ceiling
-                    .share
-                    .map_or(String::new(), |s| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * s));
-                row("decode", spread(&m.decode_rates(), "tokens/s"), share);
+            if !m.decode_rates().is_empty() {
+                let share = self.ceiling.share.zip(self.ceiling.decode_tokens_per_s);
+                let share = share.map(|(share, most)| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * share));
+                row("decode", spread(&m.decode_rates(), "tokens/s"), share.unwrap_or_default());
             }
             let itl = m.itl_ms();
             let at = |share: f64| percentile(&itl, share).map_or("-".to_owned(), |v| format!("{v:.2}"));
@@ -165,11 +172,9 @@ impl Report {
         if let Some(peak) = self.peak_mib {
             row("peak memory", format!("{peak:.1} MiB"), "resident set of the process".into());
         }
-        row(
-            "plain read",
-            format!("{:.1} GB/s", self.ceiling.gb_per_s),
-            "of as many bytes as a forward reads: the ceiling".into(),
-        );
+        if let Some(read) = self.ceiling.gb_per_s {
+            row("plain read", format!("{read:.1} GB/s"), "of as many bytes as a forward reads: the ceiling".into());
+        }
         rows
     }
 }
@@ -252,11 +257,11 @@ mod tests {
             peak_mib: Some(12.5),
             measurement: Measurement { case, generates, tokenized: true, cold_first_ms: 120.0, runs },
             ceiling: Ceiling {
-                gb_per_s: 10.0,
+                gb_per_s: Some(10.0),
                 decode_tokens_per_s: generates.then_some(300.0),
                 share: generates.then_some(0.5),
             },
-            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None },
+            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None, runs_on: None },
         }
     }
 
@@ -283,6 +288,16 @@ mod tests {
         assert!(json["ceiling"]["share"].is_null() && json["runs"][0]["decode_tokens_per_s"].is_null());
         assert_eq!(json["latency_ms"]["p50"], 75.0);
         assert!(report(true).json()["latency_ms"].is_null());
+    }
+
+    #[test]
+    fn another_device_is_named_and_has_no_ceiling() {
+        let mut report = report(true);
+        report.ceiling = Ceiling::UNKNOWN;
+        report.device.runs_on = Some("a GPU".into());
+        let (json, text) = (report.json(), report.to_string());
+        assert!(json["ceiling"]["gb_per_s"].is_null() && json["device"]["runs_on"] == "a GPU", "{json}");
+        assert!(text.contains("runs on a GPU") && text.contains("decode") && !text.contains("plain read"), "{text}");
     }
 
     #[test]
