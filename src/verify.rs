@@ -23,16 +23,19 @@ pub struct Verification {
     pub p99_kl: f64,
     /// Share of positions whose largest logit is at the same place.
     pub top1: f64,
-    pub perplexity: Option<Perplexities>,
+    pub perplexity: Option<Sides>,
     /// Whether both sides cut every text into the same ids.
     pub tokens_identical: Option<bool>,
     /// Whether both sides carry the same chat template.
     pub template_identical: Option<bool>,
     /// The first place where a bound or an identity broke.
     pub first_difference: Option<String>,
-    /// Task metric of both sides, where rows have labels.
+    /// Accuracy of both sides, where rows have labels.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<Perplexities>,
+    pub accuracy: Option<Sides>,
+    /// Exact match of both sides, where rows are questions with their answers as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<Sides>,
     /// The bounds that were applied.
     pub bounds: Bounds,
 }
@@ -40,7 +43,7 @@ pub struct Verification {
 /// One number of each side.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[allow(missing_docs)]
-pub struct Perplexities {
+pub struct Sides {
     pub subject: f64,
     pub reference: f64,
 }
@@ -52,6 +55,15 @@ pub struct Bounds {
     pub max_kl: Option<f64>,
     pub min_top1: Option<f64>,
     pub max_abs: Option<f64>,
+}
+
+impl Sides {
+    /// What a task metric may not do: fall by more than 0.01. NaN has fallen.
+    fn fall(self, name: &str) -> Option<String> {
+        let Self { subject, reference } = self;
+        let held = subject >= reference - 0.01;
+        (!held).then(|| format!("{name} fell from {reference:.4} to {subject:.4}, more than 0.01"))
+    }
 }
 
 impl Bounds {
@@ -208,7 +220,7 @@ impl Sums {
         self.kl.sort_by(f64::total_cmp);
         let p99_kl = if self.kl.is_empty() { 0.0 } else { percentile(&self.kl, 0.99) };
         let top1 = self.agree as f64 / n;
-        let accuracy = (self.labelled > 0).then(|| Perplexities {
+        let accuracy = (self.labelled > 0).then(|| Sides {
             subject: self.right[0] as f64 / self.labelled as f64,
             reference: self.right[1] as f64 / self.labelled as f64,
         });
@@ -231,12 +243,8 @@ impl Sums {
                 self.max_at
             ));
         }
-        if let Some(a) = accuracy
-            && a.subject < a.reference - 0.01
-        {
-            broken.push(format!("accuracy fell from {:.4} to {:.4}, more than 0.01", a.reference, a.subject));
-        }
-        let perplexity = (self.learned > 0).then(|| Perplexities {
+        broken.extend(accuracy.and_then(|a| a.fall("accuracy")));
+        let perplexity = (self.learned > 0).then(|| Sides {
             subject: (self.nll[0] / self.learned as f64).exp(),
             reference: (self.nll[1] / self.learned as f64).exp(),
         });
@@ -256,12 +264,21 @@ impl Sums {
             template_identical: None,
             first_difference: (!pass).then(|| broken.join("; ")),
             accuracy,
+            exact_match: None,
             bounds,
         }
     }
 }
 
 impl Verification {
+    /// Adds how often each side's answers are right; the subject's may not be much fewer.
+    pub fn require_exact_match(&mut self, sides: Sides) {
+        self.exact_match = Some(sides);
+        if let Some(place) = sides.fall("exact match") {
+            self.fail(place);
+        }
+    }
+
     /// Adds an identity that must hold as well.
     pub fn require(&mut self, identical: bool, what: &str, difference: Option<String>) {
         match what {
@@ -269,13 +286,16 @@ impl Verification {
             _ => self.template_identical = Some(identical),
         }
         if !identical {
-            self.pass = false;
-            let place = difference.unwrap_or_else(|| format!("{what} differ"));
-            self.first_difference = Some(match self.first_difference.take() {
-                Some(before) => format!("{before}; {place}"),
-                None => place,
-            });
+            self.fail(difference.unwrap_or_else(|| format!("{what} differ")));
         }
+    }
+
+    fn fail(&mut self, place: String) {
+        self.pass = false;
+        self.first_difference = Some(match self.first_difference.take() {
+            Some(before) => format!("{before}; {place}"),
+            None => place,
+        });
     }
 }
 
@@ -322,6 +342,15 @@ mod tests {
         let bounds = Bounds::of_type("f32").unwrap();
         assert!(!measure(&[f32::NAN, 0.0, 0.0, 0.0], &[0.0; 4], bounds).pass);
         assert!(!Sums::default().finish(bounds).pass);
+        let bound_by_nothing = Bounds { max_kl: None, min_top1: None, max_abs: None };
+        let mut v = measure(&[0.0; 4], &[0.0; 4], bound_by_nothing);
+        v.require_exact_match(Sides { subject: 0.495, reference: 0.5 });
+        assert!(v.pass);
+        v.require_exact_match(Sides { subject: f64::NAN, reference: 0.5 });
+        assert!(!v.pass);
+        let mut v = measure(&[0.0; 4], &[0.0; 4], bound_by_nothing);
+        v.require_exact_match(Sides { subject: 0.48, reference: 0.5 });
+        assert!(!v.pass && v.first_difference.as_ref().unwrap().contains("from 0.5000 to 0.4800"), "{v:?}");
         let v = measure(&[1.0, 0.0, 0.0, 0.0], &[0.0, 1.0, 0.0, 0.0], bounds);
         assert!(!v.pass && v.first_difference.as_ref().unwrap().contains("row 0, position 0"), "{v:?}");
     }

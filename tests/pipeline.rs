@@ -171,6 +171,13 @@ fn questions_teach_a_bert_that_finds_the_answer() {
     folder.edgeft("quantize run --type q8_0 --out m.gguf").ok();
     let file = json_of(&folder, "eval m.gguf --data test.jsonl");
     assert!(file["exact_match"].as_f64() >= Some(0.9), "{file}");
+    let verified = json_of(&folder, "verify m.gguf --against run --data test.jsonl");
+    assert_eq!(verified["exact_match"]["subject"], file["exact_match"], "{verified}");
+    assert_eq!(verified["exact_match"]["reference"], json["exact_match"], "{verified}");
+    // The untuned head answers worse, and that alone closes the gate.
+    folder.edgeft("tune --model base --data train.jsonl --out poor --task answer --steps 1 --no-val").ok();
+    let shut = folder.edgeft("verify poor --against run --data test.jsonl --max-kl 100 --json").code(3).json();
+    assert!(shut["first_difference"].as_str().is_some_and(|d| d.contains("exact match fell")), "{shut}");
     let context = "the lamp is blue and it was on the table";
     let json = json_of(&folder, &format!("run m.gguf --question 'what colour is the lamp' --context '{context}'"));
     has_fields(&json, "answer start end score");

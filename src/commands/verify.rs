@@ -4,10 +4,11 @@ use super::show;
 use crate::cli::Global;
 use crate::data::tokens::Reference;
 use crate::error::BadInput;
+use crate::eval::evaluate;
 use crate::eval::rows::{Judged, read_judged};
 use crate::eval::subject::{EngineName, Subject};
 use crate::model::open::{Opened, Place};
-use crate::verify::{Bounds, Verification, compare, compare_recorded};
+use crate::verify::{Bounds, Sides, Verification, compare, compare_recorded};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -88,6 +89,17 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
     let mut reference = Subject::open(q.reference, None, None, q.threads)?;
     let judged = rows(q, &subject, &reference)?;
     let mut verification = compare(&mut subject, &mut reference, &judged.rows, bounds)?;
+    if !judged.questions.is_empty() {
+        let bar = show::bar(2 * judged.len() as u64, "answering");
+        let exact_match = |side: &mut Subject, done: usize| {
+            let evaluation = evaluate(side, &judged, &mut |n| bar.set_position((done + n) as u64))?;
+            anyhow::Ok(evaluation.answers.map_or(f64::NAN, |(exact, _)| exact.value))
+        };
+        let sides =
+            Sides { subject: exact_match(&mut subject, 0)?, reference: exact_match(&mut reference, judged.len())? };
+        bar.finish_and_clear();
+        verification.require_exact_match(sides);
+    }
     if let (Ok(a), Ok(b)) = (subject.tokenizer(), reference.tokenizer()) {
         let mut difference = None;
         for text in &judged.texts {
@@ -144,6 +156,9 @@ pub fn print(v: &Verification) {
     }
     if let Some(a) = v.accuracy {
         println!("  accuracy {:.3} against {:.3}", a.subject, a.reference);
+    }
+    if let Some(e) = v.exact_match {
+        println!("  exact match {:.3} against {:.3}", e.subject, e.reference);
     }
     if let Some(place) = &v.first_difference {
         println!("  {place}");

@@ -2,7 +2,7 @@
 //!
 //! Six kinds of documents: facts that are told and then asked for ([`recall`]), opinions and what they lead to
 //! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), and words said again ([`echoes`]). The model
-//! reads them in two courses, [`FIRST`] and [`SECOND`]. The text never holds the labels or the formats of the datasets
+//! reads them in three courses, [`FIRST`], [`SECOND`] and [`THIRD`]. The text never holds the labels or the formats of the datasets
 //! that the model is tuned on later.
 
 pub mod chats;
@@ -19,12 +19,12 @@ use rng::Rng;
 
 /// How often a document of each kind is drawn: recall, opinions, stories, plain facts, chats, echoes.
 pub type Shares = [usize; 6];
-/// What text is without echoes: the tokenizer's.
-pub const WITHOUT_ECHOES: Shares = [42, 38, 8, 5, 7, 0];
-/// Of the first course: nothing but echoes, until looking back is learned.
-pub const FIRST: Shares = [0, 0, 0, 0, 0, 1];
-/// Of the second: everything, with enough echoes to keep it.
-pub const SECOND: Shares = [44, 36, 8, 5, 7, 15];
+/// Of the first course, and of the tokenizer's text.
+pub const FIRST: Shares = [42, 38, 8, 5, 7, 0];
+/// Of the second: nothing but echoes, until looking back is learned.
+pub const SECOND: Shares = [0, 0, 0, 0, 0, 1];
+/// Of the third: everything, with enough echoes to keep it.
+pub const THIRD: Shares = [44, 36, 8, 5, 7, 15];
 
 /// The lists behind [`key_words`].
 const KEY_LISTS: [&str; 12] =
@@ -52,12 +52,12 @@ pub fn grammar() -> &'static Grammar {
 /// Documents until about `bytes` bytes are written: the one that reaches the number is the last.
 /// The same seed gives the same documents, and a larger `bytes` only adds to them.
 pub fn corpus(seed: u64, bytes: usize) -> Corpus {
-    mixed(seed, bytes, WITHOUT_ECHOES)
+    mixed(seed, bytes, FIRST, Vec::new())
 }
 
-/// The same in other shares.
-pub fn mixed(seed: u64, bytes: usize, shares: Shares) -> Corpus {
-    Corpus { rng: Rng::new(seed, "corpus"), bytes_left: bytes, shares }
+/// The same in other shares; echoes are made of `words`.
+pub fn mixed(seed: u64, bytes: usize, shares: Shares, words: Vec<String>) -> Corpus {
+    Corpus { rng: Rng::new(seed, "corpus"), bytes_left: bytes, shares, words }
 }
 
 /// The words that the demo is about, opinions and whatever is asked for, each in many short documents, for a tokenizer's
@@ -72,6 +72,7 @@ pub struct Corpus {
     rng: Rng,
     bytes_left: usize,
     shares: Shares,
+    words: Vec<String>,
 }
 
 impl Iterator for Corpus {
@@ -82,17 +83,23 @@ impl Iterator for Corpus {
             return None;
         }
         let kind = self.rng.weighted(&self.shares);
+        let text = if kind == 5 { echoes::document(&mut self.rng, &self.words) } else { self.told(kind) };
+        self.bytes_left = self.bytes_left.saturating_sub(text.len());
+        Some(text)
+    }
+}
+
+impl Corpus {
+    /// A document of any kind but echoes.
+    fn told(&mut self, kind: usize) -> String {
         let mut scene = Scene::new(grammar(), &mut self.rng);
-        let text = match kind {
+        match kind {
             0 => polish(&recall::document(&mut scene)),
             1 => polish(&opinions::document(&mut scene)),
             2 => polish(&story(&mut scene)),
             3 => polish(&plain(&mut scene)),
-            4 => chats::document(&mut scene),
-            _ => echoes::document(&mut scene),
-        };
-        self.bytes_left = self.bytes_left.saturating_sub(text.len());
-        Some(text)
+            _ => chats::document(&mut scene),
+        }
     }
 }
 

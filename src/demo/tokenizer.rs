@@ -35,6 +35,19 @@ pub fn nano(seed: u64, bytes: usize) -> Result<Tokenizer, tokenizers::Error> {
     train(corpus(seed, bytes).chain(key_words(bytes / KEY_WORD_EVERY_BYTES)))
 }
 
+/// Words of two letters or more that are one token each after a space, in the order of their ids.
+pub fn whole_words(tokenizer: &Tokenizer) -> Vec<String> {
+    // Byte-level BPE writes a space as Ġ.
+    let mut words: Vec<(u32, String)> = tokenizer
+        .get_vocab(false)
+        .into_iter()
+        .filter_map(|(token, id)| Some((id, token.strip_prefix('Ġ')?.to_owned())))
+        .filter(|(_, word)| word.len() > 1 && word.bytes().all(|b| b.is_ascii_alphanumeric()))
+        .collect();
+    words.sort_unstable();
+    words.into_iter().map(|(_, word)| word).collect()
+}
+
 /// Trains on `documents`; the same documents give the same tokenizer, byte for byte of its JSON.
 ///
 /// # Errors
