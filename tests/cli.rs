@@ -2,7 +2,7 @@
 //! out, on stderr, and exit code 2; what the machine could not do ends in 1.
 
 use crate::common::tensors::{self, Values};
-use crate::common::{Folder, data, has_fields, tiny::Tiny};
+use crate::common::{Folder, Ran, data, has_fields, tiny::Tiny};
 use std::net::TcpListener;
 
 /// A base, chats for it, a run, a file; a BERT and reviews.
@@ -383,4 +383,47 @@ fn json_is_one_object_on_the_last_line_of_stdout() {
         assert_eq!(ran.stdout.lines().count(), 1, "edgeft {line}\n{}", ran.stdout);
         has_fields(&ran.json(), fields);
     }
+}
+
+/// A machine without any Vulkan driver, as the loader's variables make it.
+#[cfg(all(target_os = "linux", feature = "gpu"))]
+#[test]
+fn a_gpu_that_is_not_there_says_what_to_install() {
+    let folder = folder();
+    for line in [
+        "run base -p hello --engine gpu",
+        "bench base --engine gpu",
+        "serve base --port 0 --engine gpu",
+        "eval base --data d.jsonl --engine gpu",
+        "verify base --against base --data d.jsonl --engine gpu",
+    ] {
+        let mut command = folder.command(line);
+        command.env("VK_DRIVER_FILES", "no.json").env("VK_ICD_FILENAMES", "no.json");
+        let ran = Ran::new(line, command.output().expect("the binary starts")).code(2);
+        assert!(ran.stderr.contains("apt-get install mesa-vulkan-drivers libvulkan1"), "{line}: {}", ran.stderr);
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn every_verb_that_runs_a_model_runs_it_on_a_gpu_and_says_which() {
+    if !crate::common::gpu("every_verb_that_runs_a_model_runs_it_on_a_gpu_and_says_which") {
+        return;
+    }
+    let folder = folder();
+    folder.edgeft("quantize base --type f32 --out m.gguf").ok();
+    let text = |engine: &str| {
+        let ran = folder.edgeft(&format!("run m.gguf -p hello -n 8 --kv f32 --engine {engine} --json")).ok();
+        (ran.stderr.contains("runs on "), ran.json()["token_ids"].clone())
+    };
+    let (named, on_gpu) = text("gpu");
+    assert_eq!((named, on_gpu), (true, text("cpu").1));
+    let bench =
+        folder.edgeft("bench m.gguf --engine gpu --prompt 8 --generate 2 --runs 1 --batch 2 --json").ok().json();
+    has_fields(&bench, "device.runs_on decode_tokens_per_s");
+    assert!(bench["device"]["runs_on"].is_string() && bench["ceiling"]["gb_per_s"].is_null(), "{bench}");
+    let loss = |engine: &str| {
+        folder.edgeft(&format!("eval m.gguf --data d.jsonl --engine {engine} --json")).ok().json()["loss"].as_f64()
+    };
+    crate::common::close(loss("gpu").expect("a loss"), loss("cpu").expect("a loss"), 1e-4, "the loss");
 }

@@ -177,6 +177,16 @@ pub fn runner(test: &str) -> bool {
     can_use("edgeft-run", test, serves.then_some(()).ok_or_else(why))
 }
 
+/// Whether a test that needs a GPU, be it one in software, can run.
+#[track_caller]
+pub fn gpu(test: &str) -> bool {
+    #[cfg(feature = "gpu")]
+    let found = edgeft_runtime::engine::gpu::describe().map(|_| ()).map_err(|e| e.to_string());
+    #[cfg(not(feature = "gpu"))]
+    let found = Err("built without the feature `gpu`".to_owned());
+    can_use("gpu", test, found)
+}
+
 /// The JSON object has these fields (and may have more).
 #[track_caller]
 pub fn has_fields(json: &Value, fields: &str) {

@@ -301,7 +301,7 @@ fn the_lists_of_exceptions_name_files_that_need_them() {
 fn the_runtime_is_small_by_default() {
     let text = std::fs::read_to_string(top().join("runtime/Cargo.toml")).expect("runtime/Cargo.toml");
     assert!(text.contains("\ndefault = []\n"), "edgeft-runtime has default features");
-    for heavy in ["tokio", "axum", "ort"] {
+    for heavy in ["tokio", "axum", "ort", "wgpu", "pollster"] {
         let line =
             text.lines().find(|l| l.starts_with(&format!("{heavy} = {{"))).unwrap_or_else(|| panic!("no {heavy}"));
         assert!(line.contains("optional = true"), "{line}");

@@ -3,16 +3,16 @@
 mod cli;
 mod common;
 mod crash;
-mod export;
 mod embed;
+mod export;
 mod golden;
 mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
 mod layers;
 mod learning;
-mod onnx;
 mod measure;
+mod onnx;
 mod package;
 mod parity;
 mod pipeline;

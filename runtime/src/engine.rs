@@ -1,6 +1,8 @@
 //! A batch of tokens in, output rows out: the only seam between backends.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 #[cfg(feature = "ort")]
 pub mod ort;
 

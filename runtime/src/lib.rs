@@ -1,5 +1,5 @@
-//! What the device carries, and a library to build on: a GGUF file answers on this machine's own CPU,
-//! or by ONNX Runtime an ONNX folder (feature `ort`).
+//! What the device carries, and a library to build on: a GGUF file answers on this machine's own CPU or
+//! GPU (feature `gpu`), and an ONNX folder by ONNX Runtime (feature `ort`).
 //!
 //! ```text
 //! file or bytes --Model--> checked tensors --Session--> text piece by piece, labels, an answer, a vector
@@ -81,8 +81,8 @@
 //!
 //! - [`format`]: GGUF and ONNX bytes as checked views;  [`model`]: a file or an ONNX folder as a model, checked throughout
 //! - [`kernels`], [`threads`]: the arithmetic, chosen once at start, and the pool that runs it
-//! - [`engine`]: a batch of tokens in, output rows out (feature `ort`: also by ONNX Runtime); [`kv_cache`]: what a sequence
-//!   remembers
+//! - [`engine`]: a batch of tokens in, output rows out, on the CPU or (features `gpu`, `ort`) by wgpu or ONNX Runtime;
+//!   [`kv_cache`]: what a sequence remembers
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
 //! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing

@@ -317,6 +317,8 @@ impl Model {
     pub fn engine(&self, options: &EngineOptions) -> Result<Box<dyn Engine>> {
         match options.backend {
             Backend::Cpu => Ok(Box::new(CpuEngine::new(self.clone(), options)?)),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu => Ok(Box::new(crate::engine::gpu::GpuEngine::new(self.clone(), options)?)),
             #[cfg(feature = "ort")]
             Backend::Ort => Ok(Box::new(OrtEngine::new(self.clone(), options)?)),
             #[allow(unreachable_patterns)] // a build with every engine has none left

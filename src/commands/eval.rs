@@ -70,6 +70,7 @@ fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
         None => Subject::open(&args.model, args.engine, None, global.threads())?,
         Some(adapter) => Subject::with_adapter(&args.model, adapter)?,
     };
+    show::runs_on(subject.runs_on());
     let judged = read_judged(&subject, &args.data, args.task, args.max_len)?;
     let bar = show::bar(judged.len() as u64, "eval");
     let evaluation = evaluate(&mut subject, &judged, &mut |done| bar.set_position(done as u64))?;

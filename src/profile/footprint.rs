@@ -58,7 +58,8 @@ type Tensor<'a> = (&'a str, u64, usize, GgmlType, u64);
 
 /// What ONNX Runtime needs is its own affair.
 fn no_prediction(model: &str) -> anyhow::Error {
-    let line = format!("{model}: predictions are made for GGUF files; give the model that the ONNX folder was made from");
+    let line =
+        format!("{model}: predictions are made for GGUF files; give the model that the ONNX folder was made from");
     BadInput(line).into()
 }
 

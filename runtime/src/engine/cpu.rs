@@ -6,10 +6,10 @@
 //!
 //! A row of output depends on its own tokens alone: not on the number of threads, nor on what else is in the batch.
 
-mod bert;
+pub(super) mod bert;
 mod linear;
 mod llama;
-mod ops;
+pub(super) mod ops;
 
 use super::{Engine, EngineOptions, Rows, Run};
 use crate::error::{Error, Kind, Result};
@@ -121,7 +121,7 @@ impl Engine for CpuEngine {
 }
 
 /// Finds tensors of a model.
-struct Finder<'a>(&'a Model);
+pub(super) struct Finder<'a>(pub(super) &'a Model);
 
 impl Finder<'_> {
     /// The matrix `{name}.weight` with `{name}.bias` if there is one.
@@ -132,24 +132,24 @@ impl Finder<'_> {
         Ok(Linear { index, bias: self.maybe(&format!("{name}.bias")) })
     }
 
-    fn index(&self, name: &str) -> Option<usize> {
+    pub(super) fn index(&self, name: &str) -> Option<usize> {
         self.0.gguf().ok()?.tensors.iter().position(|t| t.name == name)
     }
 
     /// A small tensor as f32, if there is one.
-    fn maybe(&self, name: &str) -> Option<Vec<f32>> {
+    pub(super) fn maybe(&self, name: &str) -> Option<Vec<f32>> {
         let (info, bytes) = self.0.tensor(name)?;
         let mut x = vec![0.0; info.dims.iter().product::<u64>() as usize];
         decode(info.ty, bytes, &mut x);
         Some(x)
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>> {
         self.maybe(name).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{name}`"), "is missing"))
     }
 
     /// A head that travels as an f32 array.
-    fn array(&self, key: &str) -> Result<Vec<f32>> {
+    pub(super) fn array(&self, key: &str) -> Result<Vec<f32>> {
         match self.0.gguf()?.array(key)? {
             Array::F32(v) => Ok(v.clone()),
             _ => Err(Error::new(Kind::Input, key, "is no array of f32")),
@@ -165,7 +165,7 @@ fn head(kernels: &Kernels, weight: &[f32], bias: Option<&[f32]>, x: &[f32], out:
 }
 
 /// Positions of a run that give rows.
-fn wanted(run: &Run) -> std::ops::Range<usize> {
+pub(super) fn wanted(run: &Run) -> std::ops::Range<usize> {
     let n = run.tokens.len();
     match run.rows {
         Rows::None => n..n,

@@ -30,7 +30,8 @@ pub fn pass_bytes(model: &Model, depth: usize, kv: KvType) -> u64 {
 /// Bytes of weights that one forward reads.
 pub fn weight_bytes(model: &Model) -> u64 {
     if let Ok(folder) = model.onnx() {
-        let read = |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
+        let read =
+            |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
         return folder.weights().iter().map(read).sum();
     }
     let tensors = model.gguf().map_or(&[][..], |gguf| &gguf.tensors).iter();

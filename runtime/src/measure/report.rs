@@ -339,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn another_device_is_named_and_has_no_ceiling() {
+        let mut report = report(true);
+        report.ceiling = Ceiling::UNKNOWN;
+        report.device.runs_on = Some("a GPU".into());
+        let (json, text) = (report.json(), report.to_string());
+        assert!(json["ceiling"]["gb_per_s"].is_null() && json["device"]["runs_on"] == "a GPU", "{json}");
+        assert!(text.contains("runs on a GPU") && text.contains("decode") && !text.contains("plain read"), "{text}");
+    }
+
+    #[test]
     fn every_row_of_the_table_has_a_unit() {
         for generates in [true, false] {
             for [what, value, _] in report(generates).rows() {
