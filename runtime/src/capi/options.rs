@@ -66,17 +66,17 @@ pub struct EdgeftGenerateOptions {
 ///
 /// # Safety
 /// `repr(C)`, a `usize` first, and every field is an integer, a float or a pointer.
-unsafe trait Sized_: Copy {}
+unsafe trait FromCaller: Copy {}
 // SAFETY: as its fields show.
-unsafe impl Sized_ for EdgeftSessionOptions {}
+unsafe impl FromCaller for EdgeftSessionOptions {}
 // SAFETY: as its fields show.
-unsafe impl Sized_ for EdgeftGenerateOptions {}
+unsafe impl FromCaller for EdgeftGenerateOptions {}
 
 /// What the caller filled in, zero beyond it. A caller with a newer header may only use the fields that are known here.
 ///
 /// # Safety
 /// `options` is null, or points at as many bytes as the `usize` it begins with says.
-unsafe fn filled<T: Sized_>(options: *const T) -> Checked<Option<T>> {
+unsafe fn filled<T: FromCaller>(options: *const T) -> Checked<Option<T>> {
     if options.is_null() {
         return Ok(None);
     }
@@ -86,16 +86,16 @@ unsafe fn filled<T: Sized_>(options: *const T) -> Checked<Option<T>> {
     if !(size_of::<usize>()..=64 * known).contains(&size) {
         return Err(input("options.size", &format!("is {size}; set it to sizeof, which is {known} here")));
     }
-    // SAFETY: zeros are a `T`, by the trait.
-    let mut out: T = unsafe { std::mem::zeroed() };
-    // SAFETY: `size` bytes can be read by the caller's promise, and no more than `T` holds are written.
-    unsafe { std::ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut out).cast::<u8>(), size.min(known)) };
-    // SAFETY: by the caller's promise.
-    if size > known
-        && unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) }[known..].iter().any(|&b| b != 0)
-    {
+    // SAFETY: by the caller's promise, so many bytes can be read.
+    let given = unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) };
+    let (fields, unknown) = given.split_at(size.min(known));
+    if unknown.iter().any(|&b| b != 0) {
         return Err(input("options", "use a field that this version of the library does not know; see edgeft_version"));
     }
+    // SAFETY: zeros are a `T`, by the trait.
+    let mut out: T = unsafe { std::mem::zeroed() };
+    // SAFETY: no more than `T` holds.
+    unsafe { std::ptr::copy_nonoverlapping(fields.as_ptr(), (&raw mut out).cast::<u8>(), fields.len()) };
     Ok(Some(out))
 }
 
