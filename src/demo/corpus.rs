@@ -1,7 +1,7 @@
 //! The text that the embedded model is trained on: plain English written by a grammar, a pure function of a seed.
 //!
-//! Six kinds of documents: facts that are told and then asked for ([`recall`]), opinions and what they lead to
-//! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), and words said again ([`echoes`]). The model
+//! Seven kinds of documents: facts that are told and then asked for ([`recall`]), opinions and what they lead to
+//! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), words said again ([`echoes`]), and facts drilled ([`recall::drill`]). The model
 //! reads them in three courses, [`FIRST`], [`SECOND`] and [`THIRD`]. The text never holds the labels or the formats of the datasets
 //! that the model is tuned on later.
 
@@ -17,14 +17,14 @@ use std::sync::LazyLock;
 use grammar::{Grammar, Scene, polish};
 use rng::Rng;
 
-/// How often a document of each kind is drawn: recall, opinions, stories, plain facts, chats, echoes.
-pub type Shares = [usize; 6];
+/// How often a document of each kind is drawn: recall, opinions, stories, plain facts, chats, echoes, drills.
+pub type Shares = [usize; 7];
 /// Of the first course, and of the tokenizer's text.
-pub const FIRST: Shares = [42, 38, 8, 5, 7, 0];
+pub const FIRST: Shares = [42, 38, 8, 5, 7, 0, 0];
 /// Of the second: nothing but echoes, until looking back is learned.
-pub const SECOND: Shares = [0, 0, 0, 0, 0, 1];
+pub const SECOND: Shares = [0, 0, 0, 0, 0, 1, 0];
 /// Of the third: everything, with enough echoes to keep it.
-pub const THIRD: Shares = [44, 36, 8, 5, 7, 15];
+pub const THIRD: Shares = [34, 26, 5, 3, 5, 6, 26];
 
 /// The lists behind [`key_words`].
 const KEY_LISTS: [&str; 12] =
@@ -98,7 +98,8 @@ impl Corpus {
             1 => polish(&opinions::document(&mut scene)),
             2 => polish(&story(&mut scene)),
             3 => polish(&plain(&mut scene)),
-            _ => chats::document(&mut scene),
+            4 => chats::document(&mut scene),
+            _ => polish(&recall::drill(&mut scene)),
         }
     }
 }

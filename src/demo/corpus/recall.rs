@@ -131,7 +131,7 @@ pub fn people(grammar: &Grammar) -> Vec<&'static str> {
     grammar.list("girl").iter().chain(grammar.list("boy")).copied().collect()
 }
 
-/// A document: facts, perhaps told again in another order, then questions about all of them.
+/// A document: facts, perhaps told again in another order, then questions about all of them; or lists, or pairs.
 pub fn document(scene: &mut Scene) -> String {
     if scene.rng.chance(22) {
         return if scene.rng.chance(50) { lists(scene) } else { pairs(scene) };
@@ -150,6 +150,35 @@ pub fn document(scene: &mut Scene) -> String {
     paragraphs.push(questions(scene, &facts));
     if scene.rng.chance(40) {
         paragraphs.push(questions(scene, &facts));
+    }
+    paragraphs.join("\n")
+}
+
+/// One or two kinds of facts about the same subjects, each kind in one pattern, then every one asked for twice and
+/// answered by its value alone: which value belongs to which subject is all that there is to learn.
+pub fn drill(scene: &mut Scene) -> String {
+    let grammar = super::grammar();
+    let people = people(grammar);
+    let facts = facts(scene, grammar, &people, 6);
+    bystanders(scene, &facts, &people);
+    let patterns: Vec<[usize; 2]> =
+        RELATIONS.iter().map(|_| [scene.rng.below(1 << 16), scene.rng.below(1 << 16)]).collect();
+    let line = |scene: &mut Scene, fact: &Fact, kind: &str, at: usize| {
+        face(scene, fact);
+        let lines = grammar.list(&format!("{}.{kind}", RELATIONS[fact.relation].name));
+        capitalised(&scene.expand(lines[at % lines.len()]))
+    };
+    let told: Vec<String> = facts.iter().map(|f| line(scene, f, "tell", patterns[f.relation][0])).collect();
+    let joint = *scene.rng.pick(&[" ", "\n"]);
+    let mut paragraphs = vec![told.join(" ")];
+    let mut asked = facts.to_vec();
+    for _ in 0..2 {
+        scene.rng.shuffle(&mut asked);
+        let lines: Vec<String> = asked
+            .iter()
+            .map(|f| format!("{} {}.", line(scene, f, "ask", patterns[f.relation][1]), capitalised(&f.value)))
+            .collect();
+        paragraphs.push(lines.join(joint));
     }
     paragraphs.join("\n")
 }
