@@ -157,8 +157,8 @@ fn a_folder_and_a_run_are_quantized_to_what_suits_the_target() {
     let suits = folder.edgeft(&format!("package base --target {TARGET} --out one --json")).ok().json();
     let profile = folder.edgeft(&format!("targets {TARGET} --json")).ok().json();
     assert_eq!(suits["model"]["type"], profile["model"]["type"]);
-    let line = format!("package base --target this --type f16 --ctx 64 --name 'Tiny v2' --out two --json");
-    let chosen = folder.edgeft(&line).ok().json();
+    let line = "package base --target this --type f16 --ctx 64 --name 'Tiny v2' --out two --json";
+    let chosen = folder.edgeft(line).ok().json();
     assert_eq!((&chosen["model"]["type"], &chosen["model"]["name"]), (&"f16".into(), &"Tiny v2".into()));
     assert_eq!(chosen["model"]["ctx"], 64);
     assert!(folder.at("two/edgeft-tiny-v2.service").is_file(), "{:?}", folder.names("two"));
