@@ -1,7 +1,7 @@
 //! Bundles through the front door: packaged, moved, served by their own `run.sh`, tampered with; and every file of theirs read
 //! by what reads such files.
 
-use crate::common::{Folder, can_use, has_fields, runner, tiny::Tiny, yaml};
+use crate::common::{Folder, can_use, data, has_fields, runner, tiny::Tiny, yaml};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -157,11 +157,16 @@ fn a_folder_and_a_run_are_quantized_to_what_suits_the_target() {
     let suits = folder.edgeft(&format!("package base --target {TARGET} --out one --json")).ok().json();
     let profile = folder.edgeft(&format!("targets {TARGET} --json")).ok().json();
     assert_eq!(suits["model"]["type"], profile["model"]["type"]);
-    let line = format!("package base --target this --type f16 --ctx 64 --name 'Tiny v2' --out two --json");
-    let chosen = folder.edgeft(&line).ok().json();
+    let line = "package base --target this --type f16 --ctx 64 --name 'Tiny v2' --out two --json";
+    let chosen = folder.edgeft(line).ok().json();
     assert_eq!((&chosen["model"]["type"], &chosen["model"]["name"]), (&"f16".into(), &"Tiny v2".into()));
     assert_eq!(chosen["model"]["ctx"], 64);
     assert!(folder.at("two/edgeft-tiny-v2.service").is_file(), "{:?}", folder.names("two"));
+    folder.write("d.jsonl", data::chats(20));
+    folder.edgeft("tune --model base --data d.jsonl --out RUN --steps 2 --rank 2").ok();
+    let tuned = folder.edgeft(&format!("package RUN --target {TARGET} --out three --json")).ok().json();
+    assert_eq!((&tuned["model"]["type"], &tuned["model"]["name"]), (&suits["model"]["type"], &"RUN".into()));
+    assert!(folder.read("three/model.gguf") != folder.read("one/model.gguf"), "the adapter is folded in");
     // The same inputs, the same bytes.
     folder.edgeft(&format!("package base --target {TARGET} --out again --name base")).ok();
     for name in folder.names("one") {
