@@ -59,7 +59,7 @@ fn with_text(name: &str, from: &str, to: &str) -> Folder {
 }
 
 fn engine(folder: &Folder, n_seqs: usize) -> Box<dyn Engine> {
-    let model = Model::open(&folder.at("m")).unwrap_or_else(|e| panic!("{e}"));
+    let model = Model::open(folder.at("m")).unwrap_or_else(|e| panic!("{e}"));
     let options = EngineOptions { backend: Backend::Ort, threads: 1, ctx: 40, n_seqs, kv: KvType::F32 };
     model.engine(&options).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -171,7 +171,7 @@ fn a_prompt_that_begins_like_the_last_one_is_continued_alike() {
     }
     for name in DECODERS {
         let folder = onnx(name);
-        let model = Model::open(&folder.at("m")).expect("a model");
+        let model = Model::open(folder.at("m")).expect("a model");
         let options = SessionOptions { backend: model.backend(), threads: Some(1), ..SessionOptions::default() };
         let mut session = Session::new(&model, &options).expect("a session");
         let tokenizer = model.tokenizer().expect("a tokenizer");
@@ -256,14 +256,14 @@ fn a_server_answers_from_an_onnx_folder() {
 fn a_folder_says_what_it_is_before_any_library_is_asked() {
     for (name, task) in [("llama", Task::Generate), ("llama_gqa", Task::Generate), ("bert_classify", Task::Classify)] {
         let folder = onnx(name);
-        let model = Model::open(&folder.at("m")).expect(name);
+        let model = Model::open(folder.at("m")).expect(name);
         assert_eq!((model.task(), model.backend()), (task, Backend::Ort));
         assert_eq!(model.hparams().causal, task == Task::Generate);
         assert!(model.tokenizer().expect("a tokenizer").vocab_size() <= model.hparams().n_vocab);
     }
-    let model = Model::open(&onnx("bert_classify").at("m")).expect("it");
+    let model = Model::open(onnx("bert_classify").at("m")).expect("it");
     assert_eq!(model.labels(), ["red", "green", "blue"]);
-    assert_eq!(Model::open(&onnx("llama_f16").at("m")).expect("it").kv(), Some(KvType::F16));
+    assert_eq!(Model::open(onnx("llama_f16").at("m")).expect("it").kv(), Some(KvType::F16));
     let ids = onnx("llama").edgeft("tokenize m --text 'the cat' --json").ok().json();
     assert_eq!(ids["tokens"][0], "<s>", "{ids}");
 }
