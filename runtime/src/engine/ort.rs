@@ -2,24 +2,25 @@
 //!
 //! - [`library`]: the library is loaded while the program runs
 //! - [`cache`]: keys and values stay ONNX Runtime's own tensors
+//! - [`rows`]: outputs become rows
 //!
 //! Sequences of a batch go through the graph one after another, so a row of output depends on its own tokens alone.
 
 mod cache;
 pub mod library;
+mod rows;
 
 use super::{Engine, EngineOptions, Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::format::onnx::{ElementType, Port};
-use crate::model::onnx::ports::{LayerPorts, Output, Ports};
+use crate::model::onnx::ports::{CachePort, LayerPorts, Output, Ports};
 use crate::model::{Hparams, Model};
 use cache::{Memory, Shape};
-use half::f16;
 use library::Library;
 use ort::memory::MemoryInfo;
 use ort::session::{IoBinding, Session};
 use ort::value::{DynValue, Tensor};
-use std::borrow::Cow;
+use rows::append_rows;
 
 /// From this version on, GroupQueryAttention is given several tokens behind a past (1.20 and 1.21 were tried, with the tests);
 /// older ones are given them one by one.
@@ -76,7 +77,7 @@ impl OrtEngine {
         })?;
         let binding = session.create_binding().map_err(told)?;
         let ports = folder.ports();
-        let shape = |port: &crate::model::onnx::ports::CachePort| Shape {
+        let shape = |port: &CachePort| Shape {
             heads: port.n_heads.unwrap_or(h.n_kv_heads),
             dim: port.head_dim.unwrap_or(h.head_dim),
             ty: port.ty,
@@ -144,7 +145,7 @@ impl OrtEngine {
             if run.rows != Rows::None {
                 let values: Result<Vec<DynValue>> = ports.output.ports().iter().map(|p| take(&p.name)).collect();
                 let kept = tokens.len() - n;
-                rows(&ports.output, &values?, self.output_dim, (kept, n), run.rows, out)?;
+                append_rows(&ports.output, &values?, self.output_dim, (kept, n), run.rows, out)?;
             }
             if remembers && !ports.in_place {
                 let presents: Result<Vec<DynValue>> = cache_ports(&ports.cache).map(|p| take(&p.present)).collect();
@@ -218,7 +219,7 @@ impl Engine for OrtEngine {
     }
 }
 
-fn cache_ports(layers: &[LayerPorts]) -> impl Iterator<Item = &crate::model::onnx::ports::CachePort> {
+fn cache_ports(layers: &[LayerPorts]) -> impl Iterator<Item = &CachePort> {
     layers.iter().flat_map(|layer| [&layer.key, &layer.value])
 }
 
@@ -273,75 +274,6 @@ fn must_have_grown(ports: &Ports, presents: &[DynValue], positions: usize) -> Re
         }
     }
     Ok(())
-}
-
-/// Appends the rows that a run wants.
-/// - `(kept, n)`: positions of the pass before those of the run, and of the run
-fn rows(
-    output: &Output,
-    values: &[DynValue],
-    width: usize,
-    (kept, n): (usize, usize),
-    wanted: Rows,
-    out: &mut Vec<f32>,
-) -> Result<()> {
-    let positions = kept + n;
-    let ports = output.ports();
-    let floats: Result<Vec<Cow<[f32]>>> = ports.iter().zip(values).map(|(port, value)| floats(port, value)).collect();
-    let floats = floats?;
-    let expect = |i: usize, dims: &[usize]| {
-        let found: &[i64] = values[i].shape();
-        if found.iter().map(|d| *d as usize).eq(dims.iter().copied()) {
-            return Ok(());
-        }
-        let message = format!("has shape {found:?}, expected {dims:?}");
-        Err(Error::new(Kind::Shape, format!("output `{}`", ports[i].name), message))
-    };
-    match output {
-        Output::Tokens { logits } => {
-            let only_last = values[0].shape().get(1) == Some(&1) && positions > 1;
-            if only_last && wanted == Rows::All {
-                let message =
-                    "gives the last position alone, and every position is asked for; export the model without that";
-                return Err(Error::new(Kind::Shape, format!("output `{}`", logits.name), message));
-            }
-            let given = if only_last { 1 } else { positions };
-            expect(0, &[1, given, width])?;
-            let first = if wanted == Rows::All { kept } else { given - 1 };
-            out.extend_from_slice(&floats[0][first * width..]);
-        }
-        Output::Labels { .. } | Output::Vector { .. } => {
-            expect(0, &[1, width])?;
-            out.extend_from_slice(&floats[0]);
-        }
-        Output::Span { .. } => {
-            expect(0, &[1, positions])?;
-            expect(1, &[1, positions])?;
-            let first = if wanted == Rows::All { kept } else { positions - 1 };
-            out.extend((first..positions).flat_map(|t| [floats[0][t], floats[1][t]]));
-        }
-        Output::States { mean, .. } => {
-            expect(0, &[1, positions, width])?;
-            let states = &floats[0];
-            match mean {
-                false => out.extend_from_slice(&states[..width]),
-                true => {
-                    out.extend((0..width).map(|i| states.iter().skip(i).step_by(width).sum::<f32>() / positions as f32))
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A tensor's numbers in f32.
-fn floats<'a>(port: &Port, value: &'a DynValue) -> Result<Cow<'a, [f32]>> {
-    if port.ty == ElementType::F16 {
-        let (_, halves) = value.try_extract_tensor::<f16>().map_err(told)?;
-        return Ok(Cow::Owned(halves.iter().map(|x| x.to_f32()).collect()));
-    }
-    let (_, floats) = value.try_extract_tensor::<f32>().map_err(told)?;
-    Ok(Cow::Borrowed(floats))
 }
 
 /// What ONNX Runtime says, on one line.
