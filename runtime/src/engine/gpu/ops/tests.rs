@@ -91,11 +91,12 @@ impl Blocks {
     }
 }
 
-/// An odd number of whole blocks; of plain floats, an odd number of columns.
-fn cols_of(form: Form) -> usize {
+/// An odd number of whole blocks, of plain floats an odd number of columns; `tight`: a few rows must fit 4 KiB.
+fn cols_of(form: Form, tight: bool) -> usize {
     match form.ty().block_len() {
         1 => 51,
-        n => 3 * n,
+        32 => 7 * 32,
+        n => n * if tight { 1 } else { 3 },
     }
 }
 
@@ -113,7 +114,7 @@ fn products_of_every_form_are_those_of_the_decoded_weights() {
         let Some(mut lab) = Lab::open("products_of_every_form_are_those_of_the_decoded_weights", tight) else { return };
         let mut draw = Draw(7);
         for (form, n) in FORMS.into_iter().flat_map(|f| [1, 3, 5, 33].map(|n| (f, n))) {
-            let (rows, cols) = (45, cols_of(form));
+            let (rows, cols) = (81, cols_of(form, tight));
             let n = if tight { n.min(4096 / 4 / cols - 1).min(9) } else { n };
             let w = Blocks::draw(&mut draw, form.ty(), rows, cols);
             let (x, bias, old) = (draw.numbers((n + 1) * cols), draw.numbers(rows), draw.numbers((n + 2) * rows));
@@ -164,12 +165,13 @@ fn gathered_rows_are_the_decoded_rows() {
         let Some(mut lab) = Lab::open("gathered_rows_are_the_decoded_rows", tight) else { return };
         let mut draw = Draw(11);
         for form in FORMS {
-            let (rows, cols) = (45, cols_of(form));
+            let (rows, cols) = (81, cols_of(form, tight));
             let w = Blocks::draw(&mut draw, form.ty(), rows, cols);
-            let ids = if tight { vec![99, 44] } else { vec![99, 44, 0, 17, 17] };
+            let ids = if tight { vec![99, 80, 0] } else { vec![99, 80, 0, 17, 17] };
             let n = ids.len() - 1;
             let old = draw.numbers(n * cols);
             let (table, ids_there, y) = (lab.weight(&w), lab.ids(&ids), lab.buffer(&old));
+            assert_eq!(table.parts.len() > 1, tight, "{form:?}");
             let at_one = super::Rows { buffer: &ids_there, at: 1 };
             let added = lab.run(&y, n * cols, |pass| pass.gather(&table, at_one, &y, n, Then::Add));
             let set = lab.run(&y, n * cols, |pass| pass.gather(&table, at_one, &y, n, Then::Set));
