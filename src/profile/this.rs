@@ -5,6 +5,7 @@ use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::bandwidth::{kernel_gb_per_s, read_gb_per_s};
 use edgeft_runtime::measure::device::{self, Device};
 use edgeft_runtime::measure::report::buffer;
+use edgeft_runtime::measure::stats::median;
 use edgeft_runtime::threads::Pool;
 use std::time::{Duration, Instant};
 
@@ -94,8 +95,8 @@ pub fn triple() -> String {
     }
 }
 
-/// How much longer than its own time an equal piece of work on every thread takes, in microseconds, the mean of many: to wake
-/// them, to wait for the last, and to wait for whoever else has the cores.
+/// How much longer than its own time an equal piece of work on every thread takes, in microseconds: to wake them, and to wait
+/// for the last. The median of many, as a step's median leaves out who else had the cores for a while.
 fn handshake_us(threads: usize) -> anyhow::Result<f64> {
     let pool = Pool::new(threads)?;
     let work = |_: usize| {
@@ -104,10 +105,13 @@ fn handshake_us(threads: usize) -> anyhow::Result<f64> {
             std::hint::spin_loop();
         }
     };
-    let begun = Instant::now();
-    (0..PIECES).for_each(|_| pool.run(threads, &work));
-    let each = begun.elapsed() / PIECES;
-    Ok(each.saturating_sub(PIECE).as_secs_f64() * 1e6)
+    let once = || {
+        let begun = Instant::now();
+        pool.run(threads, &work);
+        begun.elapsed().saturating_sub(PIECE).as_secs_f64() * 1e6
+    };
+    let times: Vec<f64> = (0..PIECES).map(|_| once()).collect();
+    Ok(median(&times).unwrap_or(0.0))
 }
 
 #[cfg(test)]
