@@ -104,6 +104,32 @@ def stories(edgeft, data, work):
     check(v["mean_kl"] < 1e-6, f"llama.cpp's file against the folder: mean KL {v['mean_kl']:.1e}")
 
 
+def engines(edgeft, folder, data, work):
+    """What leaves as f32 through each exit: the golden logits, and the same texts on real models."""
+    data, work = pathlib.Path(data), pathlib.Path(work)
+    work.mkdir(parents=True)
+    exits = {"cpu": ("gguf", ".gguf"), "gpu": ("gguf", ".gguf"), "ort": ("onnx", "-onnx")}
+
+    def leave(model, name):
+        files = {}
+        for engine, (to, end) in exits.items():
+            files[engine] = work / f"{name}{end}"
+            if not files[engine].exists():
+                run(edgeft, "quantize", model, "--to", to, "--type", "f32", "--out", files[engine], "--json")
+        return files
+
+    for case in sorted(p for p in pathlib.Path(folder).iterdir() if p.name.startswith(FAMILIES)):
+        for engine, file in leave(case, case.name).items():
+            bound = "2e-3" if engine == "gpu" else "1e-3"
+            v = run(edgeft, "verify", file, "--against", case / "io.safetensors", "--engine", engine, "--max-abs", bound, "--json")
+            check(v["pass"], f"{case.name} on {engine}: largest difference {v['max_abs']:.1e}")
+    for name, model in (("stories260K", data / "models/stories260K"), ("nano", "nano")):
+        files = leave(model, name)
+        for prompt in ("Once upon a time", "The little dog"):
+            texts = {e: run(edgeft, "run", f, "-p", prompt, "-n", 48, "--engine", e, "--json")["text"] for e, f in files.items()}
+            check(len(set(texts.values())) == 1, f"{name} on {', '.join(texts)}: {prompt}{texts['cpu'][:40]!r}")
+
+
 def sst2(edgeft, data, work, least, most_seconds, length):
     data, out = pathlib.Path(data), pathlib.Path(work) / "sst2"
     t = run(edgeft, "tune", "--model", data / "models/all-MiniLM-L6-v2", "--task", "classify", "--data", data / "classify/sst2.train.jsonl",
@@ -111,13 +137,21 @@ def sst2(edgeft, data, work, least, most_seconds, length):
     e = run(edgeft, "eval", out, "--data", data / "classify/sst2.dev.jsonl", "--json")
     check(e["accuracy"] >= least, f"MiniLM on SST-2: accuracy {e['accuracy']:.4f} of {e['examples']} after {t['steps']} steps")
     check(t["seconds"] <= most_seconds, f"in {t['seconds']:.0f} s, {t['tokens_per_s']:.0f} tokens/s, {t['peak_mib']:.0f} MiB")
+    gguf, folder = out.with_suffix(".gguf"), out.with_name("sst2-onnx")
+    run(edgeft, "quantize", out, "--type", "f32", "--out", gguf, "--json")
+    run(edgeft, "quantize", out, "--to", "onnx", "--type", "f32", "--out", folder, "--json")
+    for text in ("a gorgeous, witty, seductive movie .", "the plot is nothing but boilerplate clichés from start to finish ."):
+        labels = [run(edgeft, "run", f, "-p", text, "--engine", e, "--json")["labels"] for e, f in (("cpu", gguf), ("gpu", gguf), ("ort", folder))]
+        scores = [{x["label"]: x["score"] for x in one} for one in labels]
+        off = max(abs(s[label] - scores[0][label]) for s in scores for label in s)
+        check(off < 1e-3, f"{labels[0][0]['label']} {labels[0][0]['score']:.4f} on cpu, gpu and ort, {off:.1e} apart: {text}")
 
 
 def main():
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, names in {"demo": ["task", "file"], "goldens": ["edgeft", "folder", "work"], "tokenizers": ["edgeft", "data"],
-                        "stories": ["edgeft", "data", "work"], "sst2": ["edgeft", "data", "work"]}.items():
+                        "stories": ["edgeft", "data", "work"], "engines": ["edgeft", "folder", "data", "work"], "sst2": ["edgeft", "data", "work"]}.items():
         p = verbs.add_parser(verb)
         for name in names:
             p.add_argument(name)

@@ -1,12 +1,13 @@
 //! `edgeft doctor`: what this build and this machine can do, a line each, with the command that would change it.
 
+use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
 use crate::export;
 use crate::model::open::Opened;
 use crate::package::runner::{Runner, build_command};
 use crate::profile::{Profile, this};
-use edgeft_quantize::Mix;
+use edgeft_quantize::{Mix, PlanOptions};
 use edgeft_runtime::engine::{Backend, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::cgroup::Limits;
@@ -69,7 +70,7 @@ const LITTLE: u64 = 2_000_000_000;
 pub fn run(_: &DoctorArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut checks = vec![build(), cpu(), threads(global), memory()];
     checks.extend(engines(global));
-    checks.extend([serve(), runner(), disk("disk", Path::new(".")), cache(), python(), onnxruntime()]);
+    checks.extend([serve(), runner(), disk("disk", Path::new(".")), cache(), python()]);
     let broken = checks.iter().filter(|c| c.state == State::Broken).count();
     let whole = json!({"ok": broken == 0, "version": env!("CARGO_PKG_VERSION"), "checks": checks});
     show::report(global, &whole, || {
@@ -157,29 +158,55 @@ fn memory() -> Check {
 
 /// Each engine runs a token of the embedded model; one that is not in this build, or that lacks something here, says so itself.
 fn engines(global: &Global) -> Vec<Check> {
-    let names = [("engine cpu", Backend::Cpu), ("engine gpu", Backend::Gpu), ("engine ort", Backend::Ort)];
-    let model = Opened::open("nano", 0).and_then(|nano| {
+    let gguf = Opened::open("nano", 0).and_then(|nano| {
         let bytes = export::to_memory(&nano, Mix::Q8_0)?;
         Ok(Model::from_bytes(bytes, "nano")?)
     });
-    match model {
-        Ok(model) => names.map(|(name, backend)| engine(name, backend, &model, global.threads())).to_vec(),
+    match gguf {
+        Ok(model) => vec![
+            engine("engine cpu", Backend::Cpu, &model, global.threads()),
+            engine("engine gpu", Backend::Gpu, &model, global.threads()),
+            ort(global.threads()),
+        ],
         Err(e) => vec![Check::new("engines", State::Broken, format!("the embedded model does not open: {e:#}"))],
     }
 }
 
+/// ONNX Runtime, on an ONNX folder of the embedded model.
+fn ort(threads: usize) -> Check {
+    const NAME: &str = "engine ort";
+    if let Err(e) = OrtArgs::default().load() {
+        let says = e.to_string();
+        let first = says.lines().next().unwrap_or_default().trim_start_matches("engine ort: ");
+        return Check::new(NAME, State::Missing, first.trim_end_matches(" Install it with"))
+            .fix("pip install onnxruntime");
+    }
+    let folder = tempfile::tempdir().map_err(anyhow::Error::from).and_then(|dir| {
+        let nano = Opened::open("nano", 0)?;
+        let place = dir.path().join("nano");
+        export::onnx::to_folder(&nano, Mix::F32, &PlanOptions::default(), &place, false, &mut |_, _| {})?;
+        Ok((Model::open(&place)?, dir))
+    });
+    match folder {
+        Ok((model, _dir)) => engine(NAME, Backend::Ort, &model, threads),
+        Err(e) => Check::new(NAME, State::Broken, format!("the embedded model does not become an ONNX folder: {e:#}")),
+    }
+}
+
 fn engine(name: &'static str, backend: Backend, model: &Model, threads: usize) -> Check {
-    let options = EngineOptions { backend, threads, ctx: 8, n_seqs: 1, kv: KvType::F16 };
+    let kv = model.kv().unwrap_or(KvType::F16);
+    let options = EngineOptions { backend, threads, ctx: 8, n_seqs: 1, kv };
     let begun = std::time::Instant::now();
     let ran = model.engine(&options).and_then(|mut engine| {
         let mut rows = Vec::new();
         engine.forward(&[Run { seq: 0, tokens: &[1, 2, 3], types: None, rows: Rows::Last }], &mut rows)?;
-        Ok(rows)
+        Ok((rows, engine.runs_on()))
     });
     match ran {
-        Ok(rows) if !rows.is_empty() && rows.iter().all(|x| x.is_finite()) => {
+        Ok((rows, runs_on)) if !rows.is_empty() && rows.iter().all(|x| x.is_finite()) => {
             let ms = begun.elapsed().as_secs_f64() * 1e3;
-            Check::new(name, State::Ok, format!("ran the embedded model in {ms:.1} ms"))
+            let place = runs_on.map_or(String::new(), |place| format!(" on {place}"));
+            Check::new(name, State::Ok, format!("ran the embedded model in {ms:.1} ms{place}"))
         }
         Ok(_) => Check::new(name, State::Broken, "ran the embedded model, and gave numbers that are none"),
         Err(e) => cannot(name, backend, &e),
@@ -196,8 +223,6 @@ fn cannot(name: &'static str, backend: Backend, error: &Error) -> Check {
             Check::new(name, State::Missing, "not in this build").fix(features)
         }
         Kind::Missing => Check::new(name, State::Missing, says),
-        // ONNX Runtime takes ONNX folders: that it refuses the embedded model's GGUF is no fault.
-        Kind::Input if backend == Backend::Ort => Check::new(name, State::Note, says),
         _ => Check::new(name, State::Broken, says),
     }
 }
@@ -268,28 +293,6 @@ fn python() -> Check {
     match first_line(Command::new("python3").arg("--version")) {
         Some(version) => Check::new("python3", State::Ok, format!("{version} (edgeft itself needs none)")),
         None => Check::new("python3", State::Note, "not found; edgeft itself needs none"),
-    }
-}
-
-/// The library that the engine `ort` loads: named by ORT_DYLIB_PATH, or the one that Python's package brings.
-fn onnxruntime() -> Check {
-    const NAME: &str = "onnxruntime";
-    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
-        let path = PathBuf::from(path);
-        return match path.is_file() {
-            true => Check::new(NAME, State::Ok, format!("{} (ORT_DYLIB_PATH)", path.display())),
-            false => {
-                Check::new(NAME, State::Broken, format!("ORT_DYLIB_PATH is {}, and no file is there", path.display()))
-                    .fix("unset ORT_DYLIB_PATH")
-            }
-        };
-    }
-    let ask = "import onnxruntime as o; print(o.__version__, 'in', o.__path__[0])";
-    match first_line(Command::new("python3").args(["-c", ask])) {
-        Some(found) => Check::new(NAME, State::Ok, format!("{found} (Python's)")),
-        None => {
-            Check::new(NAME, State::Missing, "not found; only the engine `ort` needs it").fix("pip install onnxruntime")
-        }
     }
 }
 
