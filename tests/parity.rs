@@ -1,5 +1,5 @@
 //! One model on several engines, and on two implementations: the learning half's forward (candle) and the device's CPU kernels
-//! give the logits that transformers gave, within 5e-4, and so does the GPU, within 2e-3.
+//! give the logits that transformers gave, within 5e-4, and so do ONNX Runtime, within the same, and the GPU, within 2e-3.
 
 use crate::common::fixtures::{case, typed};
 use crate::common::tensors::{self, Tensors};
@@ -237,56 +237,64 @@ fn fixtures_on_the_gpu_from_a_written_file() {
     }
 }
 
-/// One model on the CPU and on the GPU.
-struct OnGpu {
+/// One model on the CPU and on another engine of the runtime.
+struct Elsewhere {
+    engine: EngineName,
+    bound: f32,
     cpu: Subject,
-    gpu: Subject,
+    there: Subject,
     rows: Vec<Row>,
 }
 
-impl OnGpu {
-    fn new(tiny: &Tiny, rows: &Tensors) -> Self {
+impl Elsewhere {
+    fn new(engine: EngineName, tiny: &Tiny, rows: &Tensors) -> Self {
         let folder = Folder::new();
         tiny.write(&folder, "base");
         folder.write("rows.safetensors", tensors::bytes(rows));
-        let base = folder.at("base").to_string_lossy().into_owned();
-        let open = |engine| Subject::open(&base, Some(engine), None, 2).unwrap_or_else(|e| panic!("{e:#}"));
+        let open = |name: &str, engine| {
+            let place = folder.at(name).to_string_lossy().into_owned();
+            Subject::open(&place, Some(engine), None, 2).unwrap_or_else(|e| panic!("{e:#}"))
+        };
+        let (bound, there) = match engine {
+            EngineName::Ort => {
+                folder.edgeft("quantize base --to onnx --type f32 --out graph").ok();
+                (BOUND, open("graph", engine))
+            }
+            _ => (GPU_BOUND, open("base", engine)),
+        };
         let rows = read_rows(&folder.at("rows.safetensors")).expect("rows");
-        Self { cpu: open(EngineName::Cpu), gpu: open(EngineName::Gpu), rows }
+        Self { engine, bound, cpu: open("base", EngineName::Cpu), there, rows }
     }
 
     #[track_caller]
     fn agree(&mut self, name: &str) {
         for row in &self.rows {
-            let (a, b) = (self.cpu.logits(row).expect("cpu"), self.gpu.logits(row).expect("gpu"));
+            let (a, b) = (self.cpu.logits(row).expect("cpu"), self.there.logits(row).expect("there"));
             assert_eq!((a.width, a.values.len()), (b.width, b.values.len()), "{name}");
             for (i, (x, y)) in a.values.iter().zip(&b.values).enumerate() {
                 let at = (row.source, i / a.width, i % a.width);
-                assert!((x - y).abs() <= GPU_BOUND, "{name}, row, position, logit {at:?}: cpu {x}, gpu {y}");
+                let close = (x - y).abs() <= self.bound;
+                assert!(close, "{name}, row, position, logit {at:?}: cpu {x}, {:?} {y}", self.engine);
             }
         }
     }
-}
 
-#[test]
-fn the_gpu_gives_the_logits_and_the_forty_tokens_of_the_cpu() {
-    if !common::gpu("the_gpu_gives_the_logits_and_the_forty_tokens_of_the_cpu") {
-        return;
-    }
-    for (name, tiny) in shapes() {
-        let mut pair = OnGpu::new(&tiny, &data::ids(2, 40, 3));
-        pair.agree(name);
-        let prompt = pair.rows[0].ids[..12].to_vec();
-        let a = pair.cpu.greedy(&prompt, 40, &|_| false).expect("cpu");
-        let b = pair.gpu.greedy(&prompt, 40, &|_| false).expect("gpu");
+    /// The prompt goes in at once, the rest token by token through the cache.
+    #[track_caller]
+    fn write_the_same(&mut self, name: &str) {
+        let prompt = self.rows[0].ids[..12].to_vec();
+        let a = self.cpu.greedy(&prompt, 40, &|_| false).expect("cpu");
+        let b = self.there.greedy(&prompt, 40, &|_| false).expect("there");
         assert_eq!((a.len(), &a), (40, &b), "{name}");
     }
 }
 
-#[test]
-fn heads_agree_on_the_gpu() {
-    if !common::gpu("heads_agree_on_the_gpu") {
-        return;
+/// Decoders of every shape, then heads.
+fn as_on_the_cpu(engine: EngineName) {
+    for (name, tiny) in shapes() {
+        let mut pair = Elsewhere::new(engine, &tiny, &data::ids(2, 40, 3));
+        pair.agree(name);
+        pair.write_the_same(name);
     }
     let labels = json!({"0": "a", "1": "b", "2": "c"});
     let score = Tiny::llama().with("architectures", json!(["LlamaForSequenceClassification"])).with("id2label", labels);
@@ -298,9 +306,35 @@ fn heads_agree_on_the_gpu() {
             Tiny::classifier(&["a", "b"]).with("hidden_size", json!(60)).with("intermediate_size", json!(51)),
         ),
     ] {
-        OnGpu::new(&tiny.without_text(), &data::classes(5, 30, 2, 1)).agree(name);
+        Elsewhere::new(engine, &tiny.without_text(), &data::classes(5, 30, 2, 1)).agree(name);
     }
-    OnGpu::new(&Tiny::reader().without_text(), &data::spans(5, 30, 2)).agree("a reader on BERT");
+    Elsewhere::new(engine, &Tiny::reader().without_text(), &data::spans(5, 30, 2)).agree("a reader on BERT");
+}
+
+#[test]
+fn the_gpu_answers_as_the_cpu() {
+    if common::gpu("the_gpu_answers_as_the_cpu") {
+        as_on_the_cpu(EngineName::Gpu);
+    }
+}
+
+#[test]
+fn onnx_runtime_answers_as_the_cpu() {
+    if common::ort("onnx_runtime_answers_as_the_cpu") {
+        as_on_the_cpu(EngineName::Ort);
+    }
+}
+
+#[test]
+fn fixtures_on_onnx_runtime_from_a_written_folder() {
+    if !common::ort("fixtures_on_onnx_runtime_from_a_written_folder") {
+        return;
+    }
+    for name in CASES {
+        let (folder, case) = (Folder::new(), typed(name));
+        folder.edgeft(&format!("quantize {case} --to onnx --type f32 --out graph")).ok();
+        folder.edgeft(&format!("verify graph --against {case}/io.safetensors --max-abs 5e-4")).ok();
+    }
 }
 
 /// Texts of an encoder together, longer than the buffers at first, and its pooled vectors.
