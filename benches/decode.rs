@@ -62,8 +62,17 @@ fn measure(name: &str, open: impl Fn() -> edgeft_runtime::Result<Model>) -> anyh
         let peak_mib = peak_mib();
         let ceiling = Ceiling::measure(&model, &measurement, threads, KvType::F16);
         let device = Device::detect(&Kernels::detect()?);
-        let report =
-            Report { engine: "cpu", model: name.to_owned(), threads, load_ms, peak_mib, measurement, ceiling, device };
+        let report = Report {
+            engine: "cpu",
+            model: name.to_owned(),
+            threads,
+            kv: KvType::F16,
+            load_ms,
+            peak_mib,
+            measurement,
+            ceiling,
+            device,
+        };
         println!("{report}");
         lines.push(report.json());
     }

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
     about,
     long_about = "From a dataset to a small language model running, measured, on an edge device.\n\n\
         data -> tune -> merge -> quantize -> verify -> run -> serve -> bench, in one binary.",
-    after_help = "Start here:\n  edgeft demo\n\nMODEL is a Hugging Face folder, a .gguf file, a RUN folder, or `nano` (the embedded model).",
+    after_help = "Start here:\n  edgeft demo\n\nMODEL is a Hugging Face folder, a .gguf file, an ONNX folder, a RUN folder, or `nano` (the embedded model).",
     disable_help_subcommand = true
 )]
 pub struct Cli {
@@ -46,6 +46,9 @@ impl Global {
 pub enum Verb {
     /// Take an embedded example through every stage, in under three minutes
     Demo(commands::demo::DemoArgs),
+    /// Bring a model from a hub into a local folder
+    #[cfg(feature = "hub")]
+    Pull(commands::pull::PullArgs),
     /// Teach a model from a dataset: LoRA or every weight
     Tune(Box<commands::tune::TuneArgs>),
     /// Judge a model on held-out rows
@@ -63,10 +66,14 @@ pub enum Verb {
     /// Answer over HTTP, as OpenAI's API does
     #[cfg(feature = "server")]
     Serve(commands::serve::ServeArgs),
+    /// Put a model and all that serves it on a device into a folder
+    Package(commands::package::PackageArgs),
     /// Measure first-token latency, tokens per second and memory
     Bench(commands::bench::BenchArgs),
     /// Show what is in a GGUF, safetensors or ONNX file
     Inspect(commands::inspect::InspectArgs),
-    /// List device profiles
+    /// List device profiles, and what they predict of a model
     Targets(commands::targets::TargetsArgs),
+    /// Say what this build and this machine can do
+    Doctor(commands::doctor::DoctorArgs),
 }

@@ -2,9 +2,14 @@
 
 pub mod bench;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod inspect;
 pub mod merge;
+pub mod ort;
+pub mod package;
+#[cfg(feature = "hub")]
+pub mod pull;
 pub mod quantize;
 pub mod run;
 #[cfg(feature = "server")]
@@ -31,6 +36,8 @@ pub fn main(cli: Cli) -> ExitCode {
     }
     let outcome = match &cli.verb {
         Verb::Demo(args) => demo::run(args, global),
+        #[cfg(feature = "hub")]
+        Verb::Pull(args) => pull::run(args, global),
         Verb::Tune(args) => tune::run(args, global),
         Verb::Eval(args) => eval::run(args, global),
         Verb::Merge(args) => merge::run(args, global),
@@ -40,9 +47,11 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Run(args) => run::run(args, global),
         #[cfg(feature = "server")]
         Verb::Serve(args) => serve::run(args, global),
+        Verb::Package(args) => package::run(args, global),
         Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
         Verb::Targets(args) => targets::run(args, global),
+        Verb::Doctor(args) => doctor::run(args, global),
     };
     match outcome {
         Ok(code) => code,
@@ -95,6 +104,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             return 2;
         }
         if let Some(e) = cause.downcast_ref::<DataError>() {
+            return if e.is_bad_input() { 2 } else { 1 };
+        }
+        #[cfg(feature = "hub")]
+        if let Some(e) = cause.downcast_ref::<crate::hub::HubError>() {
             return if e.is_bad_input() { 2 } else { 1 };
         }
         if let Some(e) = cause.downcast_ref::<edgeft_runtime::Error>() {

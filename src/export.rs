@@ -5,17 +5,16 @@ pub mod onnx;
 
 use crate::error::BadInput;
 use crate::merge::Merged;
-use crate::model::open::{Opened, TextFiles};
+use crate::model::open::{Opened, Place, holds_onnx};
 use crate::tune::run_folder;
 use anyhow::Context;
 use edgeft_quantize::tokenizer::{TokenizerFiles, added_by_template};
 use edgeft_quantize::{Mix, Plan, PlanOptions, Report, plan};
+use edgeft_runtime::engine::Backend;
 use edgeft_runtime::format::gguf::Value;
-use edgeft_runtime::tokenizer::{Specials, Tokenizer};
+use edgeft_runtime::model::Model;
+use edgeft_runtime::tokenizer::{FolderFiles, Specials, Tokenizer};
 use std::path::Path;
-
-/// Ends of a turn that chat templates use, when the template of the model names them.
-const ENDS_OF_TURN: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>"];
 
 /// Tokenizer files of a model, in the quantizer's words.
 pub fn tokenizer_files(opened: &Opened) -> anyhow::Result<TokenizerFiles> {
@@ -60,46 +59,16 @@ pub fn tokenizer(opened: &Opened) -> anyhow::Result<Tokenizer> {
         .map_err(|e| BadInput(format!("{}: tokenizer.json: {e}", opened.name)).into())
 }
 
-/// Ids with a role: tokenizer_config.json names them, config.json numbers them.
+/// Ids with a role.
 fn specials(opened: &Opened) -> anyhow::Result<Specials> {
-    let vocab = Vocabulary::of(&opened.text)
-        .map_err(|e| BadInput(format!("{}: tokenizer.json: not valid JSON: {e}", opened.name)))?;
-    let named = |key: &str| opened.text.special(key).and_then(|t| vocab.id(t));
-    let eos = named("eos_token").or(opened.config.eos_token_ids.first().copied());
-    let template = opened.text.chat_template.as_deref().unwrap_or_default();
-    let eot =
-        ENDS_OF_TURN.iter().filter(|t| template.contains(**t)).find_map(|t| vocab.id(t)).filter(|t| Some(*t) != eos);
-    let encoder = !opened.config.family.is_decoder();
-    let (cls, sep) = (named("cls_token").or(vocab.id("[CLS]")), named("sep_token").or(vocab.id("[SEP]")));
-    Ok(Specials {
-        bos: named("bos_token").or(opened.config.bos_token_id).or(if encoder { cls } else { None }),
-        eos: eos.or(if encoder { sep } else { None }),
-        eot,
-        eom: None,
-        unk: named("unk_token"),
-        pad: named("pad_token").or(opened.config.pad_token_id),
-        sep: if encoder { sep } else { None },
-        cls: if encoder { cls } else { None },
-        mask: named("mask_token"),
-        add_bos: None,
-        add_eos: None,
-    })
-}
-
-/// Token → id of a tokenizer.json, added tokens first.
-struct Vocabulary(serde_json::Value);
-
-impl Vocabulary {
-    fn of(text: &TextFiles) -> Result<Self, serde_json::Error> {
-        let Some(bytes) = &text.tokenizer_json else { return Ok(Self(serde_json::Value::Null)) };
-        serde_json::from_slice(bytes).map(Self)
-    }
-
-    fn id(&self, token: &str) -> Option<u32> {
-        let added = self.0["added_tokens"].as_array().into_iter().flatten().find(|t| t["content"] == token);
-        let id = added.and_then(|t| t["id"].as_u64()).or_else(|| self.0["model"]["vocab"][token].as_u64())?;
-        u32::try_from(id).ok()
-    }
+    let files = FolderFiles {
+        tokenizer_json: opened.text.tokenizer_json.as_deref().unwrap_or(b"null"),
+        tokenizer_config: opened.text.tokenizer_config.as_ref().unwrap_or(&serde_json::Value::Null),
+        config: &opened.config_json,
+        chat_template: opened.text.chat_template.as_deref(),
+        encoder: !opened.config.family.is_decoder(),
+    };
+    Specials::of_folder(&files).map_err(|e| BadInput(format!("{}: {e}", opened.name)).into())
 }
 
 /// What the plan for `mix` would be.
@@ -137,6 +106,45 @@ pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
         .with_context(|| cannot(opened))?;
     Ok(bytes)
+}
+
+/// A MODEL in the runtime's form.
+pub struct Runnable {
+    /// The model.
+    pub model: Model,
+    /// The engine that was asked for, or the one that takes the model as it is.
+    pub backend: Backend,
+    /// Size of the GGUF file in memory, when the model was no file of the runtime's: f32, so that it answers as it was tuned; a
+    /// smaller type is a choice that `quantize` makes on purpose.
+    pub converted_bytes: Option<u64>,
+}
+
+impl Runnable {
+    /// Opens a MODEL for an engine; without one, for the engine that takes it as it is.
+    ///
+    /// # Errors
+    /// What the files have; ONNX Runtime asked for without an ONNX folder.
+    pub fn open(name: &str, backend: Option<Backend>) -> anyhow::Result<Self> {
+        let as_it_is = |path: &Path| -> anyhow::Result<Self> {
+            let model = Model::open(path)?;
+            Ok(Self { backend: backend.unwrap_or(model.backend()), model, converted_bytes: None })
+        };
+        match Place::of(name)? {
+            Place::Gguf(path) | Place::Onnx(path) => as_it_is(&path),
+            Place::Folder(dir) if backend == Some(Backend::Ort) && holds_onnx(&dir) => as_it_is(&dir),
+            _ if backend == Some(Backend::Ort) => {
+                crate::bad_input!(
+                    "{name}: --engine ort takes an ONNX folder; write one with `edgeft quantize {name} --to onnx --out DIR`"
+                )
+            }
+            _ => {
+                let bytes = to_memory(&Opened::open(name, 0)?, Mix::F32)?;
+                let converted_bytes = Some(bytes.len() as u64);
+                let model = Model::from_bytes(bytes, name)?;
+                Ok(Self { backend: backend.unwrap_or(model.backend()), model, converted_bytes })
+            }
+        }
+    }
 }
 
 /// What an error of the quantizer, which knows tensors and no folders, begins with.

@@ -2,12 +2,14 @@
 //!
 //! Data flows one way: data → tune → merge → quantize → verify → package → run → measure. The modules in that order:
 //!
+//! - `hub` (feature `hub`): a hub repository becomes a local folder
 //! - [`data`]: a line becomes a batch
 //! - [`model`]: the network while it learns, each forward beside its backward
 //! - [`tune`]: batches become an adapter
 //! - [`eval`]: a model and a dataset become numbers with intervals
 //! - [`merge`], [`export`]: base + adapter → tensors → GGUF, by way of `edgeft-quantize`
 //! - [`verify`]: two stages of one model, held against each other; the gate
+//! - [`package`]: a model, a profile and the device's binary → a folder that serves by itself
 //! - [`profile`]: `targets/*.toml` → device profiles, and what they predict
 //! - [`report`]: a run → one self-contained page
 //! - [`demo`]: the embedded model and datasets, and the program that made them
@@ -20,8 +22,11 @@ pub mod demo;
 pub mod error;
 pub mod eval;
 pub mod export;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod merge;
 pub mod model;
+pub mod package;
 pub mod profile;
 pub mod report;
 pub mod rng;

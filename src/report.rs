@@ -2,9 +2,13 @@
 //!
 //! - [`curve`]: losses over steps as SVG
 //! - [`matrix`]: a confusion matrix as a coloured table
+//! - [`bars`]: measurements side by side as SVG
 
+mod bars;
 mod curve;
 mod matrix;
+
+pub use bars::{Bar, Bars};
 
 use crate::eval::metrics::Confusion;
 use serde::{Deserialize, Serialize};
@@ -28,6 +32,8 @@ pub struct ReportData {
     pub confusion_before: Option<Confusion>,
     /// Predictions after tuning.
     pub confusion_after: Option<Confusion>,
+    /// Measurements side by side.
+    pub bars: Vec<Bars>,
     /// Numbers in rows: verification, latency, classes.
     pub tables: Vec<Table>,
     /// What was asked, what was answered.
@@ -83,6 +89,15 @@ pub fn html(data: &ReportData) -> String {
             "<section><h2>What was predicted</h2><div class=\"pair\">{}</div><p class=\"note\">{note}</p></section>",
             figures.concat()
         );
+    }
+    for bars in &data.bars {
+        if let Some(figure) = bars::figure(bars) {
+            let _ = write!(body, "<section><h2>{}</h2>{figure}", escape(&bars.title));
+            if !bars.note.is_empty() {
+                let _ = write!(body, "<p class=\"note\">{}</p>", escape(&bars.note));
+            }
+            body.push_str("</section>");
+        }
     }
     data.tables.iter().for_each(|t| table(&mut body, t));
     if !data.samples.is_empty() {
@@ -201,6 +216,12 @@ mod tests {
             val: vec![(20, 0.9), (40, 0.5), (60, 0.6)],
             confusion_before: Some(confusion(&[&[3, 7], &[5, 5]])),
             confusion_after: Some(confusion(&[&[9, 1], &[0, 10]])),
+            bars: vec![Bars {
+                title: "<u>speed".into(),
+                unit: "<b>".into(),
+                rows: vec![Bar { label: "<i>".into(), group: "<u>".into(), value: 1.5, bound: Some(1.75) }],
+                note: "<u>".into(),
+            }],
             tables: vec![Table {
                 title: "Gate".into(),
                 columns: vec!["type".into(), "mean KL".into(), "gate".into()],

@@ -2,7 +2,7 @@
 //! out, on stderr, and exit code 2; what the machine could not do ends in 1.
 
 use crate::common::tensors::{self, Values};
-use crate::common::{Folder, data, has_fields, tiny::Tiny};
+use crate::common::{Folder, Ran, data, has_fields, tiny::Tiny};
 use std::net::TcpListener;
 
 /// A base, chats for it, a run, a file; a BERT and reviews.
@@ -303,8 +303,8 @@ fn verbs_and_flags_that_are_none() {
     refuses(&folder, "eval base --data d.jsonl --threads 0", &["0", "--threads"]);
     refuses(&folder, "tokenize base", &["--text"]);
     refuses(&folder, "tokenize base --file missing.txt", &["cannot read missing.txt"]);
-    refuses(&folder, "targets toaster", &["toaster", "rpi5"]);
-    refuses(&folder, "bench base --target toaster", &["toaster", "rpi5"]);
+    refuses(&folder, "targets toaster", &["toaster", "raspberry-pi-5", "this"]);
+    refuses(&folder, "bench base --target toaster", &["toaster", "raspberry-pi-5", "this"]);
     refuses(&folder, "bench base --compare missing.json", &["missing.json"]);
     refuses(&folder, "inspect d.jsonl", &["d.jsonl", "GGUF"]);
 }
@@ -322,7 +322,7 @@ fn every_verb_has_help_with_an_example_and_a_next_step() {
         .collect();
     for verb in [
         "demo", "tune", "eval", "merge", "quantize", "verify", "tokenize", "run", "serve", "bench", "inspect",
-        "targets",
+        "targets", "package", "doctor",
     ] {
         assert!(verbs.contains(&verb), "{verb} is not among {verbs:?}");
     }
@@ -369,10 +369,61 @@ fn json_is_one_object_on_the_last_line_of_stdout() {
         ("inspect onnx/model.onnx", "opsets inputs outputs types tensors"),
         ("inspect base/model.safetensors", "tensors"),
         ("targets", "targets"),
-        ("targets rpi5", "name"),
+        ("targets rpi5", "name measured model.type cpu.source predictions"),
+        ("targets --model m.gguf", "predictions.0.kind predictions.0.memory.total predictions.8.target"),
+        ("targets this --model m.gguf", "kernels predictions.0.likely.decode_tokens_per_s"),
+        ("bench m.gguf --prompt 4 --generate 2 --runs 1 --target this", "predicted.likely energy kv version"),
+        (
+            "bench m.gguf --prompt 4 --generate 2 --runs 1 --engine auto",
+            "engine decode_tokens_per_s ttft_ms runs auto.why auto.measured.0.engine auto.not_measured",
+        ),
+        ("doctor", "ok version checks.0.name checks.0.state checks.0.says checks.0.fix"),
     ] {
         let ran = folder.edgeft(&format!("{line} --json")).ok();
         assert_eq!(ran.stdout.lines().count(), 1, "edgeft {line}\n{}", ran.stdout);
         has_fields(&ran.json(), fields);
     }
+}
+
+/// A machine without any Vulkan driver, as the loader's variables make it.
+#[cfg(all(target_os = "linux", feature = "gpu"))]
+#[test]
+fn a_gpu_that_is_not_there_says_what_to_install() {
+    let folder = folder();
+    for line in [
+        "run base -p hello --engine gpu",
+        "bench base --engine gpu",
+        "serve base --port 0 --engine gpu",
+        "eval base --data d.jsonl --engine gpu",
+        "verify base --against base --data d.jsonl --engine gpu",
+    ] {
+        let mut command = folder.command(line);
+        command.env("VK_DRIVER_FILES", "no.json").env("VK_ICD_FILENAMES", "no.json");
+        let ran = Ran::new(line, command.output().expect("the binary starts")).code(2);
+        assert!(ran.stderr.contains("apt-get install mesa-vulkan-drivers libvulkan1"), "{line}: {}", ran.stderr);
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn every_verb_that_runs_a_model_runs_it_on_a_gpu_and_says_which() {
+    if !crate::common::gpu("every_verb_that_runs_a_model_runs_it_on_a_gpu_and_says_which") {
+        return;
+    }
+    let folder = folder();
+    folder.edgeft("quantize base --type f32 --out m.gguf").ok();
+    let text = |engine: &str| {
+        let ran = folder.edgeft(&format!("run m.gguf -p hello -n 8 --kv f32 --engine {engine} --json")).ok();
+        (ran.stderr.contains("runs on "), ran.json()["token_ids"].clone())
+    };
+    let (named, on_gpu) = text("gpu");
+    assert_eq!((named, on_gpu), (true, text("cpu").1));
+    let bench =
+        folder.edgeft("bench m.gguf --engine gpu --prompt 8 --generate 2 --runs 1 --batch 2 --json").ok().json();
+    has_fields(&bench, "device.runs_on decode_tokens_per_s");
+    assert!(bench["device"]["runs_on"].is_string() && bench["ceiling"]["gb_per_s"].is_null(), "{bench}");
+    let loss = |engine: &str| {
+        folder.edgeft(&format!("eval m.gguf --data d.jsonl --engine {engine} --json")).ok().json()["loss"].as_f64()
+    };
+    crate::common::close(loss("gpu").expect("a loss"), loss("cpu").expect("a loss"), 1e-4, "the loss");
 }

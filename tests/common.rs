@@ -2,11 +2,15 @@
 
 pub mod data;
 pub mod fixtures;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod tensors;
 pub mod tiny;
 pub mod tokenizers;
+pub mod yaml;
 
 use serde_json::Value;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -137,6 +141,52 @@ impl Ran {
     }
 }
 
+/// Whether a test that needs a part of the machine can run: `found` says what is missing. A test that cannot says so by name;
+/// it fails where EDGEFT_REQUIRE (a list: `gpu,ort`) names the part.
+#[track_caller]
+pub fn can_use(part: &str, test: &str, found: Result<(), String>) -> bool {
+    let Err(why) = found else { return true };
+    let required = std::env::var("EDGEFT_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == part), "{test} needs {part}: {why}");
+    // Not by `eprintln!`, which tests that pass swallow.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
+    false
+}
+
+/// Whether a test that needs ONNX Runtime can run; it is looked for as the binary does.
+#[track_caller]
+pub fn ort(test: &str) -> bool {
+    // What was tried follows from the third line on.
+    let why = |e: anyhow::Error| e.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
+    let found = edgeft::commands::ort::OrtArgs::default().load().map_err(why);
+    can_use("ort", test, found)
+}
+
+/// Whether a test that needs `edgeft-run` can run: the workspace's tests build it, those of `edgeft` alone do not.
+#[track_caller]
+pub fn runner(test: &str) -> bool {
+    let beside = Path::new(env!("CARGO_BIN_EXE_edgeft")).with_file_name("edgeft-run");
+    let serves = Command::new(&beside).arg("--version").output().is_ok_and(|o| {
+        String::from_utf8_lossy(&o.stdout).starts_with(concat!(
+            "edgeft-run ",
+            env!("CARGO_PKG_VERSION"),
+            "\nedgeft-run serves"
+        ))
+    });
+    let why = || "no edgeft-run that serves beside edgeft; `cargo test --workspace` builds it".to_owned();
+    can_use("edgeft-run", test, serves.then_some(()).ok_or_else(why))
+}
+
+/// Whether a test that needs a GPU, be it one in software, can run.
+#[track_caller]
+pub fn gpu(test: &str) -> bool {
+    #[cfg(feature = "gpu")]
+    let found = edgeft_runtime::engine::gpu::describe().map(|_| ()).map_err(|e| e.to_string());
+    #[cfg(not(feature = "gpu"))]
+    let found = Err("built without the feature `gpu`".to_owned());
+    can_use("gpu", test, found)
+}
+
 /// The JSON object has these fields (and may have more).
 #[track_caller]
 pub fn has_fields(json: &Value, fields: &str) {
@@ -150,6 +200,13 @@ pub fn has_fields(json: &Value, fields: &str) {
 #[track_caller]
 pub fn close(a: f64, b: f64, share: f64, what: &str) {
     assert!((a - b).abs() <= share * a.abs().max(b.abs()), "{what}: {a} against {b}");
+}
+
+/// Whether a test that needs a program (`cc`, `python3`) can run.
+#[track_caller]
+pub fn program(part: &str, test: &str, name: &str) -> bool {
+    let started = Command::new(name).arg("--version").stdin(Stdio::null()).output();
+    can_use(part, test, started.map(|_| ()).map_err(|e| format!("{name} cannot be started: {e}")))
 }
 
 #[test]

@@ -59,9 +59,10 @@ const RULES: [Rule; 16] = [
         good: ("runtime/src/tokenizer/ggml.rs", "use crate::format::gguf::Gguf;"),
     },
     Rule {
-        says: "an engine never opens a file",
+        says: "an engine never opens a file, but for the library that ONNX Runtime is",
         breaks: |s| {
-            if s.is_in("runtime/src/engine") { any(s, &["std::fs", "std::path", "memmap2", "File"]) } else { None }
+            let engine = s.is_in("runtime/src/engine") && s.path != "runtime/src/engine/ort/library.rs";
+            if engine { any(s, &["std::fs", "std::path", "memmap2", "File"]) } else { None }
         },
         bad: ("runtime/src/engine/cpu.rs", "let f = std::fs::read(path)?;"),
         good: ("runtime/src/format/map.rs", "use std::fs::File;"),
@@ -177,12 +178,17 @@ const RULES: [Rule; 16] = [
 const RANKS: [&[&str]; 6] = [&["format"], &["kernels"], &["engine", "model"], &["session"], &["batch"], &["server"]];
 
 /// Where `unsafe` may stand, each block with its reason (clippy sees to that).
-const UNSAFE: [&str; 6] = [
+const UNSAFE: [&str; 11] = [
     "runtime/src/kernels/avx2.rs",
     "runtime/src/kernels/avx512.rs",
     "runtime/src/kernels/neon.rs",
     "runtime/src/threads.rs",
     "runtime/src/format/map.rs",
+    "runtime/src/capi.rs",
+    "runtime/src/capi/border.rs",
+    "runtime/src/capi/options.rs",
+    "runtime/src/capi/results.rs",
+    "runtime/src/capi/seeds.rs",
     "src/model/load.rs", // the one line that maps safetensors
 ];
 
@@ -295,11 +301,12 @@ fn the_lists_of_exceptions_name_files_that_need_them() {
 fn the_runtime_is_small_by_default() {
     let text = std::fs::read_to_string(top().join("runtime/Cargo.toml")).expect("runtime/Cargo.toml");
     assert!(text.contains("\ndefault = []\n"), "edgeft-runtime has default features");
-    for heavy in ["tokio", "axum"] {
-        let line = text.lines().find(|l| l.starts_with(heavy)).unwrap_or_else(|| panic!("no {heavy}"));
+    for heavy in ["tokio", "axum", "ort", "wgpu", "pollster"] {
+        let line =
+            text.lines().find(|l| l.starts_with(&format!("{heavy} = {{"))).unwrap_or_else(|| panic!("no {heavy}"));
         assert!(line.contains("optional = true"), "{line}");
     }
-    for never in ["candle", "rayon", "edgeft-quantize"] {
+    for never in ["candle", "rayon", "edgeft-quantize", "hf-hub", "ureq"] {
         assert!(!text.contains(never), "{never} in runtime/Cargo.toml");
     }
 }

@@ -3,11 +3,17 @@
 mod cli;
 mod common;
 mod crash;
+mod embed;
 mod export;
 mod golden;
 mod hostile;
+#[cfg(feature = "hub")]
+mod hub;
 mod layers;
 mod learning;
+mod measure;
+mod onnx;
+mod package;
 mod parity;
 mod pipeline;
 mod server;

@@ -1,9 +1,9 @@
-//! One model on two engines, and on two implementations: the learning half's forward (candle) and the device's CPU kernels
-//! give the logits that transformers gave, within 5e-4.
+//! One model on several engines, and on two implementations: the learning half's forward (candle) and the device's CPU kernels
+//! give the logits that transformers gave, within 5e-4, and so does the GPU, within 2e-3.
 
 use crate::common::fixtures::{case, typed};
 use crate::common::tensors::{self, Tensors};
-use crate::common::{Folder, data, tiny::Tiny};
+use crate::common::{self, Folder, data, tiny::Tiny};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama as reference;
 use edgeft::data::batch::Row;
@@ -218,6 +218,121 @@ fn candle_transformers_agrees() {
                     assert!((a - b).abs() <= BOUND, "{name}, position {t}: {a} against {b}");
                 }
             }
+        }
+    }
+}
+
+/// A model of the fixtures' kinds on the GPU: sums in another order once more, and exponentials of the driver's.
+const GPU_BOUND: f32 = 2e-3;
+
+#[test]
+fn fixtures_on_the_gpu_from_a_written_file() {
+    if !common::gpu("fixtures_on_the_gpu_from_a_written_file") {
+        return;
+    }
+    for name in CASES {
+        let (folder, case) = (Folder::new(), typed(name));
+        folder.edgeft(&format!("quantize {case} --type f32 --out m.gguf")).ok();
+        folder.edgeft(&format!("verify m.gguf --against {case}/io.safetensors --engine gpu --max-abs 2e-3")).ok();
+    }
+}
+
+/// One model on the CPU and on the GPU.
+struct OnGpu {
+    cpu: Subject,
+    gpu: Subject,
+    rows: Vec<Row>,
+}
+
+impl OnGpu {
+    fn new(tiny: &Tiny, rows: &Tensors) -> Self {
+        let folder = Folder::new();
+        tiny.write(&folder, "base");
+        folder.write("rows.safetensors", tensors::bytes(rows));
+        let base = folder.at("base").to_string_lossy().into_owned();
+        let open = |engine| Subject::open(&base, Some(engine), None, 2).unwrap_or_else(|e| panic!("{e:#}"));
+        let rows = read_rows(&folder.at("rows.safetensors")).expect("rows");
+        Self { cpu: open(EngineName::Cpu), gpu: open(EngineName::Gpu), rows }
+    }
+
+    #[track_caller]
+    fn agree(&mut self, name: &str) {
+        for row in &self.rows {
+            let (a, b) = (self.cpu.logits(row).expect("cpu"), self.gpu.logits(row).expect("gpu"));
+            assert_eq!((a.width, a.values.len()), (b.width, b.values.len()), "{name}");
+            for (i, (x, y)) in a.values.iter().zip(&b.values).enumerate() {
+                let at = (row.source, i / a.width, i % a.width);
+                assert!((x - y).abs() <= GPU_BOUND, "{name}, row, position, logit {at:?}: cpu {x}, gpu {y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gpu_gives_the_logits_and_the_forty_tokens_of_the_cpu() {
+    if !common::gpu("the_gpu_gives_the_logits_and_the_forty_tokens_of_the_cpu") {
+        return;
+    }
+    for (name, tiny) in shapes() {
+        let mut pair = OnGpu::new(&tiny, &data::ids(2, 40, 3));
+        pair.agree(name);
+        let prompt = pair.rows[0].ids[..12].to_vec();
+        let a = pair.cpu.greedy(&prompt, 40, &|_| false).expect("cpu");
+        let b = pair.gpu.greedy(&prompt, 40, &|_| false).expect("gpu");
+        assert_eq!((a.len(), &a), (40, &b), "{name}");
+    }
+}
+
+#[test]
+fn heads_agree_on_the_gpu() {
+    if !common::gpu("heads_agree_on_the_gpu") {
+        return;
+    }
+    let labels = json!({"0": "a", "1": "b", "2": "c"});
+    let score = Tiny::llama().with("architectures", json!(["LlamaForSequenceClassification"])).with("id2label", labels);
+    for (name, tiny) in [
+        ("a classifier on BERT", Tiny::classifier(&["a", "b", "c"])),
+        ("a classifier on Llama", score),
+        (
+            "a BERT of odd sizes",
+            Tiny::classifier(&["a", "b"]).with("hidden_size", json!(60)).with("intermediate_size", json!(51)),
+        ),
+    ] {
+        OnGpu::new(&tiny.without_text(), &data::classes(5, 30, 2, 1)).agree(name);
+    }
+    OnGpu::new(&Tiny::reader().without_text(), &data::spans(5, 30, 2)).agree("a reader on BERT");
+}
+
+/// Texts of an encoder together, longer than the buffers at first, and its pooled vectors.
+#[test]
+fn texts_of_an_encoder_go_together_on_the_gpu() {
+    if !common::gpu("texts_of_an_encoder_go_together_on_the_gpu") {
+        return;
+    }
+    let long = |tiny: Tiny| tiny.with("max_position_embeddings", json!(320)).without_text();
+    for (name, tiny) in [("a reader", long(Tiny::reader())), ("vectors", long(Tiny::bert()))] {
+        let folder = Folder::new();
+        tiny.write(&folder, "base");
+        let opened = edgeft::model::open::Opened::open(&folder.at("base").to_string_lossy(), 0).expect("opens");
+        let file = edgeft::export::to_memory(&opened, Mix::F32).expect("a file");
+        let model = Model::from_bytes(file, name).expect("a model");
+        let ids: Vec<u32> = (0..310).map(|i| 5 + i * 11 % 300).collect();
+        let types: Vec<u8> = (0..310).map(|i| u8::from(i > 100)).collect();
+        let runs = [(0, 40, Rows::Last), (1, 310, Rows::All), (2, 7, Rows::None), (3, 90, Rows::All)]
+            .map(|(seq, n, rows)| Run { seq, tokens: &ids[..n], types: Some(&types[..n]), rows });
+        let [cpu, gpu] = [Backend::Cpu, Backend::Gpu].map(|backend| {
+            let options = EngineOptions { backend, threads: 2, ctx: 320, n_seqs: 4, kv: KvType::F16 };
+            let mut engine = model.engine(&options).unwrap_or_else(|e| panic!("{e}"));
+            let mut out = Vec::new();
+            engine.forward(&runs, &mut out).unwrap_or_else(|e| panic!("{e}"));
+            assert!(engine.forward(&runs[..1], &mut Vec::new()).is_err(), "an encoder's text goes on");
+            (0..4).for_each(|seq| engine.truncate(seq, 0));
+            engine.forward(&runs[..1], &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
+            out
+        });
+        assert_eq!(cpu.len(), gpu.len(), "{name}");
+        for (i, (c, g)) in cpu.iter().zip(&gpu).enumerate() {
+            assert!((c - g).abs() <= GPU_BOUND, "{name}, number {i}: cpu {c}, gpu {g}");
         }
     }
 }

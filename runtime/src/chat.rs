@@ -15,6 +15,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Kind, Result};
+use crate::tokenizer::Tokenizer;
 
 /// Steps a render may take.
 const FUEL: u64 = 10_000_000;
@@ -203,6 +204,22 @@ fn end_of_turn(upto: &str, from: usize, message: &Message) -> usize {
         Some(mark) => behind + lead + mark.trim_end().len(),
         None => upto.len(),
     }
+}
+
+/// Ids of a chat up to where the assistant begins to speak.
+/// # Errors
+/// [`Kind::Missing`] when the model has no chat template; as [`ChatTemplate::render`].
+pub fn chat_ids(
+    chat: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&[Json]>,
+) -> Result<Vec<u32>> {
+    let chat = chat.ok_or_else(|| {
+        let way_out = "the model has none, and a guessed one would answer badly; complete a plain prompt instead";
+        Error::new(Kind::Missing, "chat template", way_out)
+    })?;
+    tokenizer.encode(&chat.render(messages, true, tools)?, false)
 }
 
 /// The prompt of a question over a text, in training and in serving. The completion is a space, the answer, and EOS.

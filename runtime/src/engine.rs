@@ -1,10 +1,14 @@
 //! A batch of tokens in, output rows out: the only seam between backends.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+#[cfg(feature = "ort")]
+pub mod ort;
 
 pub use crate::kv_cache::KvType;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::model::Hparams;
 
 /// Where the arithmetic is done.
@@ -54,6 +58,34 @@ pub struct Run<'a> {
     pub rows: Rows,
 }
 
+impl Run<'_> {
+    /// What every engine asks of a run.
+    ///
+    /// # Errors
+    /// `Input` naming what the model or the engine does not have.
+    pub(crate) fn check(&self, h: &Hparams, n_seqs: usize) -> Result<()> {
+        let refuse = |place: &str, message: String| Err(Error::new(Kind::Input, place, message));
+        if self.seq >= n_seqs {
+            return refuse("sequence", format!("is {}, but the engine has {n_seqs}", self.seq));
+        }
+        if self.tokens.is_empty() {
+            return refuse("tokens", "there are none".into());
+        }
+        if let Some(id) = self.tokens.iter().find(|id| **id as usize >= h.n_vocab) {
+            return refuse("token id", format!("{id} is outside the vocabulary of {}", h.n_vocab));
+        }
+        if let Some(types) = self.types {
+            if types.len() != self.tokens.len() {
+                return refuse("token types", format!("there are {} for {} tokens", types.len(), self.tokens.len()));
+            }
+            if let Some(ty) = types.iter().find(|t| usize::from(**t) >= h.n_token_types.max(1)) {
+                return refuse("token type", format!("{ty}, but the model has {}", h.n_token_types.max(1)));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How an engine is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
@@ -69,10 +101,33 @@ pub struct EngineOptions {
     pub kv: KvType,
 }
 
+impl EngineOptions {
+    /// What every engine asks of its options.
+    ///
+    /// # Errors
+    /// `Limit` when they ask for no thread, sequence or context, or a longer context than the model has positions.
+    pub(crate) fn check(&self, h: &Hparams) -> Result<()> {
+        for (name, value) in [("threads", self.threads), ("ctx", self.ctx), ("sequences", self.n_seqs)] {
+            if value == 0 {
+                return Err(Error::new(Kind::Limit, name, "is 0; the least is 1"));
+            }
+        }
+        if self.ctx > h.n_ctx {
+            let message = format!("{} tokens, but the model has {} positions; lower --ctx", self.ctx, h.n_ctx);
+            return Err(Error::new(Kind::Limit, "context", message));
+        }
+        Ok(())
+    }
+}
+
 /// A backend with a model loaded and a cache allocated.
 pub trait Engine: Send {
     /// Shape of the model.
     fn hparams(&self) -> &Hparams;
+    /// What computes, where that is more than this program: a library and its version, a device.
+    fn runs_on(&self) -> Option<String> {
+        None
+    }
     /// Numbers in an output row: the vocabulary, the labels, or 2 (start, end) for spans.
     fn output_dim(&self) -> usize;
     /// Runs all `runs` and replaces `out` by their rows, in order of runs and positions.

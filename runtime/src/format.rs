@@ -6,10 +6,15 @@
 //! - [`block`]: `repr(C)` blocks with asserted sizes, and the plain loops that decode them
 //! - [`gguf`]: header, metadata and tensor table, each field checked on the line that reads it
 //! - [`map`]: a file becomes bytes
+//! - [`onnx`]: what goes into an ONNX file and out of it, and where its weights lie;  [`protobuf`]: the wire format under it
+//! - [`bundle`]: a folder with a manifest, compared with it file by file
 
 pub mod block;
+pub mod bundle;
 pub mod gguf;
 pub mod map;
+pub mod onnx;
+pub mod protobuf;
 
 /// Element type of a tensor as GGUF stores it. The discriminant is ggml's type code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

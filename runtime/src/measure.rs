@@ -12,14 +12,18 @@
 //! - Models that do not generate (classifiers, spans, vectors) give the latency of a whole batch of texts.
 //! - A model without a tokenizer is fed with ids; [`Measurement::tokenized`] says so.
 //!
-//! [`stats`] holds the definitions of median, deviation and percentile; [`bandwidth`] the ceiling; [`device`] what this
-//! machine is; [`report`] the JSON and the table.
+//! [`stats`] holds the definitions of median, deviation and percentile; [`bandwidth`] the ceiling; [`energy`] what the
+//! package took meanwhile, where it says; [`device`] and [`cgroup`] what this machine is, and what of it is ours; [`report`]
+//! the JSON and the table.
 
 pub mod bandwidth;
+pub mod cgroup;
 pub mod device;
+pub mod energy;
 pub mod report;
 pub mod stats;
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::engine::{Engine, Rows, Run as Step};
@@ -27,6 +31,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
 use crate::sample::{Sampler, Sampling};
 use crate::tokenizer::{PieceStream, Tokenizer};
+use energy::{Energy, Meter};
 
 /// Prompt tokens of a sequence in one forward, as a session reads them.
 const PREFILL: usize = 256;
@@ -108,6 +113,8 @@ pub struct Measurement {
     pub cold_first_ms: f64,
     /// Measured runs, in order.
     pub runs: Vec<Run>,
+    /// What the CPU's package took during the measured runs, where the system says; all of it, not this process's part.
+    pub energy: Option<Energy>,
 }
 
 impl Measurement {
@@ -141,6 +148,13 @@ impl Measurement {
     /// Times of all steps of all runs.
     pub fn itl_ms(&self) -> Vec<f64> {
         self.runs.iter().flat_map(|r| r.itl_ms.iter().copied()).collect()
+    }
+
+    /// Joules over every token of the measured runs, read or generated.
+    pub fn joules_per_token(&self) -> Option<f64> {
+        let generated = if self.generates { self.case.generate * self.case.batch } else { 0 };
+        let tokens = (self.prompt_tokens() + generated as f64) * self.runs.len() as f64;
+        self.energy.map(|e| e.joules / tokens)
     }
 
     fn prompt_tokens(&self) -> f64 {
@@ -205,16 +219,28 @@ impl<'a> Bench<'a> {
     /// Runs the case; `on_run` hears after each run how many are done, warm-ups included.
     ///
     /// # Errors
-    /// What the engine gives.
+    /// `Missing` on a platform without a clock; what the engine gives.
     pub fn measure(&mut self, on_run: &mut dyn FnMut(usize)) -> Result<Measurement> {
+        if !crate::clock::THERE {
+            return Err(Error::new(
+                Kind::Missing,
+                "clock",
+                "this platform has none to measure by; time it from outside",
+            ));
+        }
         let mut runs = Vec::with_capacity(self.case.warmups + self.case.runs);
+        let mut meter = None;
         for done in 1..=self.case.warmups + self.case.runs {
+            if done == self.case.warmups + 1 {
+                meter = Meter::start(Path::new(energy::POWERCAP));
+            }
             runs.push(self.run()?);
             on_run(done);
         }
+        let energy = meter.and_then(|m| m.stop());
         let cold_first_ms = runs.first().map_or(0.0, |r: &Run| r.first_ms);
         let (case, generates, tokenized) = (self.case, self.generates, self.tokenizer.is_some());
-        Ok(Measurement { case, generates, tokenized, cold_first_ms, runs: runs.split_off(case.warmups) })
+        Ok(Measurement { case, generates, tokenized, cold_first_ms, runs: runs.split_off(case.warmups), energy })
     }
 
     fn run(&mut self) -> Result<Run> {

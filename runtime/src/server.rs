@@ -10,6 +10,7 @@
 //! - [`wire`], [`ask`], [`reply`]: errors and fields; requests in; answers out
 //! - [`worker`]: the one thread that owns the engine, and the bounded queue before it
 //! - [`sse`]: answers that stream
+//! - [`setup`]: address and key, as they are typed
 //!
 //! The socket is bound before the model loads, so that `/healthz` and `/readyz` answer meanwhile. Requests are checked and
 //! tokenized before they are queued, so the engine never meets one that is malformed.
@@ -18,6 +19,7 @@ mod accept;
 mod ask;
 mod reply;
 mod routes;
+pub mod setup;
 mod sse;
 mod wire;
 mod worker;

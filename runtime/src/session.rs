@@ -5,12 +5,13 @@
 
 mod answer;
 mod stop;
+mod text;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
 
-use crate::chat::{ChatTemplate, Message};
+pub use crate::chat::chat_ids;
+use crate::clock::Clock;
 use crate::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
@@ -125,7 +126,7 @@ impl FinishReason {
     }
 }
 
-/// Clocks of one generation.
+/// Clocks of one generation; all 0 on a platform that has none (`wasm32-unknown-unknown`).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Timings {
     /// Tokens of the prompt.
@@ -172,7 +173,14 @@ pub struct Session {
     cached: Vec<u32>,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?}, {} of {} tokens)", self.task, self.cached.len(), self.capacity())
+    }
+}
+
 impl Session {
+    /// Loads `model` into an engine, and allocates its cache.
     /// # Errors
     /// As [`Model::engine`]; a malformed tokenizer, while a missing one only rules out text.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
@@ -200,11 +208,17 @@ impl Session {
         self.engine.capacity()
     }
 
+    /// See [`Engine::runs_on`].
+    pub fn runs_on(&self) -> Option<String> {
+        self.engine.runs_on()
+    }
+
     /// What the model is for.
     pub fn task(&self) -> Task {
         self.task
     }
 
+    /// Text <-> ids of the model.
     /// # Errors
     /// [`Kind::Missing`] when the model carries no tokenizer.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
@@ -246,7 +260,7 @@ impl Session {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation> {
-        let start = Instant::now();
+        let start = Clock::start();
         let tokenizer = self.tokenizer.clone();
         let mut sampler = Sampler::new(options.sampling.clone())?;
         let mut stop = StopStrings::new(&options.stop)?;
@@ -280,7 +294,7 @@ impl Session {
         loop {
             let plain = options.logprobs.map(|_| row.clone()); // the penalty changes the row
             let id = sampler.next(&mut row, &history)?;
-            let now = start.elapsed().as_secs_f64() * 1e3;
+            let now = start.ms();
             match last.replace(now) {
                 None => out.timings.ttft_ms = now,
                 Some(before) => {
@@ -371,14 +385,6 @@ impl Session {
         Ok(all)
     }
 
-    /// Labels of a text, likeliest first.
-    /// # Errors
-    /// As [`Session::classify`]; [`Kind::Missing`] without a tokenizer.
-    pub fn classify_text(&mut self, text: &str) -> Result<Vec<LabelScore>> {
-        let ids = self.tokenizer()?.encode(text, true)?;
-        self.classify(&ids)
-    }
-
     /// The vector of a text given as ids, of length 1.
     /// # Errors
     /// As [`Session::classify`].
@@ -429,22 +435,6 @@ impl Session {
             format!("its task is {:?}, so it cannot {verb}", self.task).to_lowercase(),
         ))
     }
-}
-
-/// Ids of a chat up to where the assistant begins to speak.
-/// # Errors
-/// [`Kind::Missing`] when the model has no chat template; as [`ChatTemplate::render`].
-pub fn chat_ids(
-    chat: Option<&ChatTemplate>,
-    tokenizer: &Tokenizer,
-    messages: &[Message],
-    tools: Option<&[serde_json::Value]>,
-) -> Result<Vec<u32>> {
-    let chat = chat.ok_or_else(|| {
-        let way_out = "the model has none, and a guessed one would answer badly; complete a plain prompt instead";
-        Error::new(Kind::Missing, "chat template", way_out)
-    })?;
-    tokenizer.encode(&chat.render(messages, true, tools)?, false)
 }
 
 fn too_long(what: &str, tokens: usize, capacity: usize, so: &str) -> Error {

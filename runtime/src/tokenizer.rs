@@ -7,10 +7,12 @@
 //! - [`ggml`]: `tokenizer.ggml.*` -> [`Tokenizer`]
 //! - [`hf`]: `tokenizer.json` -> [`Tokenizer`]
 //! - [`spm`]: SentencePiece BPE: merges ranked by score, bytes for what the vocabulary lacks
+//! - [`FolderFiles`]: the files of a Hugging Face folder -> [`Specials`]
 //! - [`stream`]: ids, one at a time -> whole UTF-8 pieces
 
 pub mod ggml;
 pub mod hf;
+mod specials;
 pub mod spm;
 pub mod stream;
 
@@ -18,6 +20,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
+pub use specials::FolderFiles;
 pub use stream::PieceStream;
 
 /// What a vocabulary entry is for; GGUF's `token_type`.

@@ -1,23 +1,29 @@
 //! `edgeft bench`: first-token latency, tokens per second, memory, and how near the ceiling they come.
+//!
+//! - one model on one engine is measured here, in this process
+//! - [`suite`]: engines × models, each in a process of its own, so that memory and loading are its own too
+//! - [`compare`], [`rank_test`]: an earlier bench against this one
 
 pub mod compare;
 pub mod rank_test;
+mod suite;
 
+use super::ort::OrtArgs;
 use super::run::RunEngine;
-use super::show;
+use super::{show, targets};
 use crate::cli::Global;
 use crate::error::GateFailed;
-use crate::export;
-use crate::model::open::{Opened, Place};
-use crate::profile::{Prediction, Profile};
+use crate::export::Runnable;
+use crate::profile::prediction::rate;
+use crate::profile::{Footprint, Position, Prediction, Profile, this};
 use compare::{Comparison, Earlier};
-use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Backend, EngineOptions, KvType};
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::device::{Device, peak_mib};
 use edgeft_runtime::measure::report::{Ceiling, Report};
+use edgeft_runtime::measure::stats::median;
 use edgeft_runtime::measure::{Bench, Case};
-use edgeft_runtime::model::Model;
+use edgeft_runtime::model::{Model, Task};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,17 +33,22 @@ use std::time::Instant;
 #[command(
     after_help = "The first token's time begins with the prompt as text: tokenization, prefill and the choice of the token. A later\n\
     token's time is one forward, the choice and its text. `engine_only` in the JSON leaves all but the forwards out, as\n\
-    llama-bench does.\n\n\
-    Example:\n  edgeft bench model.gguf --threads 2\n  edgeft bench model.gguf --json > before.json\n  edgeft bench model.gguf --compare before.json\n\
+    llama-bench does. p99 is null below 200 steps.\n\n\
+    Example:\n  edgeft bench model.gguf --threads 2\n  edgeft bench model.gguf --json > before.json\n  edgeft bench model.gguf --compare before.json\n  \
+    edgeft bench model.gguf --engine auto\n  edgeft bench --suite models/ --html bench.html\n\
     Exit code 3: slower than FILE, by 5 % or more and beyond chance (p < 0.01).\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct BenchArgs {
-    /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
-    #[arg(value_name = "MODEL")]
-    pub model: String,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub engine: RunEngine,
+    /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
+    #[arg(value_name = "MODEL", required_unless_present = "suite")]
+    pub model: Option<String>,
+    /// Where to compute; `auto` tries every engine that this build and machine have [default: ort for an ONNX folder, cpu for
+    /// everything else; with --suite: auto]
+    #[arg(long, value_enum)]
+    pub engine: Option<BenchEngine>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
     /// Tokens of the prompt, or of a text that is classified [default: 128, or what the model has room for]
     #[arg(long, value_name = "N")]
     pub prompt: Option<usize>,
@@ -50,21 +61,67 @@ pub struct BenchArgs {
     /// Measured runs, after one that is not counted
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub runs: usize,
-    /// Also predict what a device can reach (see `edgeft targets`)
+    /// Also predict what a device can reach, `this` machine for instance (see `edgeft targets`)
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
     /// Hold the numbers against an earlier --json line of the same case
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
+    /// Measure every model in this folder (.gguf files, ONNX folders) on every engine
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "target", "compare"])]
+    pub suite: Option<PathBuf>,
+    /// Write the table and a plot as one self-contained page
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    pub html: Option<PathBuf>,
+    /// Replace an existing page
+    #[arg(long, requires = "html")]
+    pub force: bool,
 }
 
-/// Type of the cache: the runtime's default.
-const KV: KvType = KvType::F16;
+/// Engines, and the choice among them by measuring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchEngine {
+    /// The fastest, by trying all
+    Auto,
+    /// The device's CPU kernels
+    Cpu,
+    /// A GPU, by wgpu
+    Gpu,
+    /// ONNX Runtime
+    Ort,
+}
+
+impl BenchEngine {
+    /// Engines to try.
+    fn backends(self) -> Vec<Backend> {
+        let one = |engine: RunEngine| vec![engine.into()];
+        match self {
+            Self::Auto => vec![Backend::Cpu, Backend::Gpu, Backend::Ort],
+            Self::Cpu => one(RunEngine::Cpu),
+            Self::Gpu => one(RunEngine::Gpu),
+            Self::Ort => one(RunEngine::Ort),
+        }
+    }
+}
 
 /// Runs the verb.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = &args.suite {
+        return suite::run(args, folder, global);
+    }
+    let Some(model) = &args.model else { crate::bad_input!("give a MODEL, or --suite DIR") };
+    match args.engine {
+        Some(BenchEngine::Auto) => suite::auto(args, model, global),
+        engine => one(args, model, engine.map(|e| e.backends()[0]), global),
+    }
+}
+
+/// One model on one engine, in this process; without one, on the engine that takes the model as it is.
+fn one(args: &BenchArgs, name: &str, backend: Option<Backend>, global: &Global) -> anyhow::Result<ExitCode> {
     // Everything that can be refused is refused before minutes are spent.
-    let profile = args.target.as_deref().map(Profile::named).transpose()?;
+    if let Some(target) = args.target.as_deref().filter(|t| *t != this::NAME) {
+        Profile::named(target)?;
+    }
     let earlier = args.compare.as_deref().map(Earlier::read).transpose()?;
     if let Some(earlier) = &earlier {
         earlier.must_be_comparable(args, global.threads())?;
@@ -77,18 +134,18 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Some(_) => case,
         None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
     };
-    let (model, report) = measure_case(&args.model, args.engine.into(), fitted, global.threads())?;
+    let (model, report) = measure_case(|| open(args, name, backend), fitted, global.threads())?;
 
-    let prediction = profile.map(|p| p.predict(&model, &report.measurement.case, KV));
+    let prediction = args.target.as_deref().map(|t| predict(t, name, &model, &report, global)).transpose()?;
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
     let mut whole = report.json();
     if let Some(prediction) = &prediction {
-        whole["predicted"] = serde_json::to_value(prediction)?;
+        whole["predicted"] = prediction.json();
     }
     if let Some(comparison) = &comparison {
         whole["compare"] = serde_json::to_value(comparison)?;
     }
-    show::report(global, &whole, || print(args, &report, prediction.as_ref(), comparison.as_ref()));
+    show::report(global, &whole, || print(name, &report, prediction.as_ref(), comparison.as_ref()));
     match comparison.filter(|c| !c.pass) {
         Some(slower) => Err(GateFailed(slower.verdict()).into()),
         None => Ok(ExitCode::SUCCESS),
@@ -97,21 +154,20 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Opens a MODEL on the CPU engine and measures it.
 pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
-    measure_case(name, Backend::Cpu, |_| case, threads)
+    measure_case(|| Runnable::open(name, Some(Backend::Cpu)), |_| case, threads)
 }
 
-/// The same, of a case that depends on the model.
+/// The same of any engine, of a case that depends on the model.
 fn measure_case(
-    name: &str,
-    backend: Backend,
+    open: impl FnOnce() -> anyhow::Result<Runnable>,
     case: impl FnOnce(&Model) -> Case,
     threads: usize,
 ) -> anyhow::Result<(Model, Report)> {
     let start = Instant::now();
-    let model = open(name)?;
-    let case = case(&model);
+    let Runnable { model, backend, .. } = open()?;
+    let (case, kv) = (case(&model), kv_of(&model));
     let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
-    let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv: KV })?;
+    let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv })?;
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
         Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
@@ -124,12 +180,16 @@ fn measure_case(
     let measurement = bench.measure(&mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let peak_mib = peak_mib(); // before the ceiling's buffer
-    let ceiling = Ceiling::measure(&model, &measurement, threads, KV);
-    let device = Device::detect(&Kernels::detect()?);
+    let ceiling = match backend {
+        Backend::Cpu | Backend::Ort => Ceiling::measure(&model, &measurement, threads, kv),
+        Backend::Gpu => Ceiling::UNKNOWN, // its memory is not the one that a CPU reads
+    };
+    let device = Device { runs_on: engine.runs_on(), ..Device::detect(&Kernels::detect()?) };
     let report = Report {
         engine: backend.name(),
-        model: name.to_owned(),
+        model: model.name().to_owned(),
         threads,
+        kv,
         load_ms,
         peak_mib,
         measurement,
@@ -139,31 +199,58 @@ fn measure_case(
     Ok((model, report))
 }
 
-/// The model in the runtime's form.
-fn open(model: &str) -> anyhow::Result<Model> {
-    match Place::of(model)? {
-        Place::Gguf(path) => Ok(Model::open(&path)?),
-        _ => {
-            let opened = Opened::open(model, 0)?;
-            if opened.task()?.is_none() {
-                eprintln!("note: {model} has no head; measured as an encoder that gives vectors");
-            }
-            Ok(Model::from_bytes(export::to_memory(&opened, Mix::F32)?, model)?)
-        }
-    }
+/// What a target can reach in the case that was measured.
+fn predict(target: &str, name: &str, model: &Model, report: &Report, global: &Global) -> anyhow::Result<Prediction> {
+    let file_bytes = std::fs::metadata(name).ok().filter(|m| m.is_file()).map_or(model.weight_bytes(), |m| m.len());
+    let footprint = Footprint::of_model(model, file_bytes)?;
+    let case = &report.measurement.case;
+    let at = Position { ctx: case.prompt + case.generate, depth: case.prompt + case.generate / 2, batch: case.batch };
+    Ok(targets::named(target, Some((&footprint, at)), global)?.predict(&footprint, at))
 }
 
-fn print(args: &BenchArgs, report: &Report, prediction: Option<&Prediction>, comparison: Option<&Comparison>) {
+/// The one prediction that can be checked here, that of this machine, against the median step: who interrupts a step now and
+/// then says nothing of the model.
+fn held_against(report: &Report, prediction: &Prediction) -> Option<String> {
+    let step = median(&report.measurement.itl_ms()).filter(|_| prediction.target == this::NAME)?;
+    let measured = 1e3 * report.measurement.case.batch as f64 / step;
+    let share = |of: f64| format!("{:.0} %", 100.0 * measured / of);
+    let likely =
+        prediction.likely.map_or(String::new(), |l| format!(", {} of what is likely", share(l.decode_tokens_per_s)));
+    let at_most = share(prediction.decode_tokens_per_s?);
+    Some(format!("measured  {} tokens/s in the median step: {at_most} of the bound{likely}", rate(measured)))
+}
+
+/// The model in the runtime's form.
+fn open(args: &BenchArgs, name: &str, backend: Option<Backend>) -> anyhow::Result<Runnable> {
+    let runnable = Runnable::open(name, backend)?;
+    if runnable.converted_bytes.is_some() && runnable.model.task() == Task::Embed {
+        eprintln!("note: {} has no head; measured as an encoder that gives vectors", name);
+    }
+    if runnable.backend == Backend::Ort {
+        args.ort.load()?;
+    }
+    Ok(runnable)
+}
+
+/// Type of the cache: the graph's own, or the runtime's default.
+fn kv_of(model: &Model) -> KvType {
+    model.kv().unwrap_or(KvType::F16)
+}
+
+fn print(name: &str, report: &Report, prediction: Option<&Prediction>, comparison: Option<&Comparison>) {
     print!("{report}");
     if let Some(prediction) = prediction {
         println!("\n{prediction}");
+        if let Some(line) = held_against(report, prediction) {
+            println!("  {line}");
+        }
     }
     if let Some(comparison) = comparison {
         println!("\n{comparison}");
     }
     let next = match comparison {
-        None => format!("edgeft bench {} --json > before.json    and later --compare before.json", args.model),
-        Some(_) => format!("edgeft serve {}", args.model),
+        None => format!("edgeft bench {} --json > before.json    and later --compare before.json", name),
+        Some(_) => format!("edgeft serve {}", name),
     };
     println!("\nNext:\n  {next}");
 }

@@ -1,5 +1,6 @@
 //! `edgeft eval`: judge a model on held-out rows.
 
+use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
 use crate::data::schema::Task as TaskName;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
     after_help = "Example:\n  edgeft eval RUN --data test.jsonl\n  edgeft eval model.gguf --data test.jsonl --predictions out.jsonl\nNext:\n  edgeft quantize RUN --type q4_k_m --out model.gguf --verify test.jsonl"
 )]
 pub struct EvalArgs {
-    /// Model, RUN, GGUF, or `nano`
+    /// Model, RUN, GGUF, ONNX folder, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Adapter folder over the model
@@ -28,9 +29,12 @@ pub struct EvalArgs {
     /// What the rows ask [default: what the model was tuned for]
     #[arg(long, value_enum)]
     pub task: Option<TaskName>,
-    /// Where to compute [default: cpu for GGUF, candle for folders and RUNs]
+    /// Where to compute [default: cpu for GGUF, ort for ONNX folders, candle for other folders and RUNs]
     #[arg(long, value_enum)]
     pub engine: Option<EngineName>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
     /// Longest row, in tokens [default: the model's context]
     #[arg(long, value_name = "TOKENS")]
     pub max_len: Option<usize>,
@@ -61,10 +65,12 @@ pub fn run(args: &EvalArgs, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
+    args.ort.load_for(args.engine, &[&args.model])?;
     let mut subject = match &args.adapter {
         None => Subject::open(&args.model, args.engine, None, global.threads())?,
         Some(adapter) => Subject::with_adapter(&args.model, adapter)?,
     };
+    show::runs_on(subject.runs_on());
     let judged = read_judged(&subject, &args.data, args.task, args.max_len)?;
     let bar = show::bar(judged.len() as u64, "eval");
     let evaluation = evaluate(&mut subject, &judged, &mut |done| bar.set_position(done as u64))?;

@@ -1,11 +1,10 @@
 //! `edgeft run`: one prompt → text as it comes, or labels, or the answer to a question.
 
+use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
 use crate::error::BadInput;
-use crate::export;
-use crate::model::open::{Opened, Place};
-use edgeft_quantize::Mix;
+use crate::export::Runnable;
 use edgeft_runtime::chat::Message;
 use edgeft_runtime::engine::{Backend, KvType};
 use edgeft_runtime::model::{Model, Task};
@@ -28,7 +27,7 @@ use std::time::Instant;
     edgeft run reader.gguf --question \"Who?\" --context \"Ann wrote it.\"\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct RunArgs {
-    /// GGUF file; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
+    /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Prompt, or the text to label; `-` reads it from stdin
@@ -58,7 +57,7 @@ pub struct RunArgs {
     /// Tokens that prompt and answer may hold together [default: the model's own, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub ctx: Option<usize>,
-    /// Type of the key and value cache
+    /// Type of the key and value cache; an ONNX graph has its own
     #[arg(long, value_enum, default_value = "f16")]
     pub kv: Kv,
     /// Question about --context
@@ -67,9 +66,12 @@ pub struct RunArgs {
     /// Text that holds the answer
     #[arg(long, value_name = "C", requires = "question")]
     pub context: Option<String>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub engine: RunEngine,
+    /// Where to compute [default: ort for an ONNX folder, cpu for everything else]
+    #[arg(long, value_enum)]
+    pub engine: Option<RunEngine>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
 }
 
 /// Engines that run a model.
@@ -135,15 +137,11 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let prompt = args.prompt.as_deref().map(prompt_text).transpose()?;
 
     let start = Instant::now();
-    let model = open(&args.model)?;
-    let options = SessionOptions {
-        backend: args.engine.into(),
-        ctx: args.ctx,
-        threads: Some(global.threads()),
-        kv: args.kv.into(),
-    };
+    let Runnable { model, backend, .. } = open(&args.model, args.engine, &args.ort)?;
+    let options = SessionOptions { backend, ctx: args.ctx, threads: Some(global.threads()), kv: args.kv.into() };
     let mut session = Session::new(&model, &options)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    show::runs_on(session.runs_on());
     session.tokenizer().map_err(|e| e.at(&args.model))?;
 
     if let (Some(question), Some(context)) = (&args.question, &args.context) {
@@ -188,18 +186,16 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A MODEL in the runtime's form. What is not GGUF is converted in memory to f32, so that it answers exactly as `eval` and
-/// `bench` see it; a smaller type is a choice that `quantize` makes on purpose.
-pub(super) fn open(model: &str) -> anyhow::Result<Model> {
-    match Place::of(model)? {
-        Place::Gguf(path) => Ok(Model::open(&path)?),
-        _ => {
-            let opened = Opened::open(model, 0)?;
-            let bytes = export::to_memory(&opened, Mix::F32)?;
-            eprintln!("{model}: converted in memory, {} in f32", show::bytes(bytes.len() as u64));
-            Ok(Model::from_bytes(bytes, model)?)
-        }
+/// A MODEL in the runtime's form, ready for its engine.
+pub(super) fn open(model: &str, engine: Option<RunEngine>, ort: &OrtArgs) -> anyhow::Result<Runnable> {
+    let runnable = Runnable::open(model, engine.map(Backend::from))?;
+    if let Some(bytes) = runnable.converted_bytes {
+        eprintln!("{model}: converted in memory, {} in f32", show::bytes(bytes));
     }
+    if runnable.backend == Backend::Ort {
+        ort.load()?;
+    }
+    Ok(runnable)
 }
 
 /// `-p`, or stdin without the line break that ends it.

@@ -12,6 +12,13 @@ pub fn report(global: &Global, json: &serde_json::Value, text: impl FnOnce()) {
     }
 }
 
+/// Says on stderr what computes, where that is more than this program.
+pub fn runs_on(what: Option<String>) {
+    if let Some(what) = what {
+        eprintln!("runs on {what}");
+    }
+}
+
 /// 1234567 → `1.2 MB`.
 pub fn bytes(n: u64) -> String {
     let (n, units) = (n as f64, ["B", "kB", "MB", "GB", "TB"]);
@@ -121,6 +128,25 @@ pub fn refuse_existing(place: &Path, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The name of a MODEL for clients: the file's without its end, or the folder's, without what leads there.
+pub fn model_name(model: &str) -> String {
+    let path = std::fs::canonicalize(model).unwrap_or_else(|_| model.into());
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// # Errors
+/// When `place`, which `flag` names, exists and `force` was not given, or when it is a folder.
+pub fn refuse_existing_file(place: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
+    if place.is_dir() {
+        crate::bad_input!("{flag}: {} is a folder; give the name of a file", place.display());
+    }
+    if place.exists() && !force {
+        crate::bad_input!("{} exists; choose another {flag}, or replace it with --force", place.display());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +165,18 @@ mod tests {
         let rows = [vec!["a".to_owned(), "10".into()], vec!["long".to_owned(), "2".into()]];
         assert_eq!(table(&rows), "  a     10\n  long   2\n");
         assert_eq!(table_with(&rows, &[1]), "     a  10\n  long  2\n");
+    }
+
+    #[test]
+    fn a_model_is_called_by_its_file_or_folder() {
+        let folder = tempfile::Builder::new().prefix("model-v1.5-").tempdir().unwrap();
+        assert_eq!(
+            model_name(&format!("{}/", folder.path().display())),
+            folder.path().file_name().unwrap().to_str().unwrap()
+        );
+        let file = folder.path().join("tiny.q8_0.gguf");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(model_name(file.to_str().unwrap()), "tiny.q8_0");
+        assert_eq!(model_name("nano"), "nano");
     }
 }

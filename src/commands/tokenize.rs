@@ -7,10 +7,12 @@ use crate::export;
 use crate::model::open::{Opened, Place};
 use edgeft_runtime::format::gguf::Gguf;
 use edgeft_runtime::format::map::Mapped;
+use edgeft_runtime::model::Model;
 use edgeft_runtime::tokenizer::{Specials, Tokenizer};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Flags of `tokenize`.
 #[derive(clap::Args)]
@@ -54,18 +56,20 @@ pub fn run(args: &TokenizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 /// The tokenizer of a MODEL, or of a folder that holds a tokenizer.json alone.
-fn open(model: &str) -> anyhow::Result<Tokenizer> {
+fn open(model: &str) -> anyhow::Result<Arc<Tokenizer>> {
     let alone = Path::new(model).join("tokenizer.json");
     if alone.is_file() && !Path::new(model).join("config.json").is_file() {
         let json = std::fs::read(&alone).map_err(|e| BadInput(format!("cannot read {}: {e}", alone.display())))?;
-        return Ok(Tokenizer::from_hf_json(&json, Specials::default()).map_err(|e| e.at(&alone.display().to_string()))?);
+        let built = Tokenizer::from_hf_json(&json, Specials::default());
+        return Ok(Arc::new(built.map_err(|e| e.at(&alone.display().to_string()))?));
     }
     match Place::of(model)? {
         Place::Gguf(path) => {
             let bytes = Mapped::open(&path).map_err(|e| BadInput(format!("cannot read {model}: {e}")))?;
             let gguf = Gguf::parse(&bytes).map_err(|e| BadInput(format!("{model}: {e}")))?;
-            Ok(Tokenizer::from_gguf(&gguf).map_err(|e| e.at(model))?)
+            Ok(Arc::new(Tokenizer::from_gguf(&gguf).map_err(|e| e.at(model))?))
         }
-        _ => export::tokenizer(&Opened::open(model, 0)?),
+        Place::Onnx(path) => Ok(Model::open(&path)?.tokenizer()?),
+        _ => Ok(Arc::new(export::tokenizer(&Opened::open(model, 0)?)?)),
     }
 }

@@ -1,5 +1,6 @@
 //! `edgeft verify`: hold two stages of one model against each other.
 
+use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
 use crate::data::tokens::Reference;
@@ -27,9 +28,12 @@ pub struct VerifyArgs {
     /// Rows to compare on [default: the rows that the RUN held out, else an embedded sample]
     #[arg(long, value_name = "DATA")]
     pub data: Option<PathBuf>,
-    /// Engine of the subject [default: cpu for GGUF, candle for folders]
+    /// Engine of the subject [default: cpu for GGUF, ort for ONNX folders, candle for other folders]
     #[arg(long, value_enum)]
     pub engine: Option<EngineName>,
+    /// Flags of ONNX Runtime
+    #[command(flatten)]
+    pub ort: OrtArgs,
     /// Largest mean KL divergence, nats a position [default: by the subject's type]
     #[arg(long, value_name = "X")]
     pub max_kl: Option<f64>,
@@ -60,6 +64,7 @@ pub struct Question<'a> {
 /// Runs the verb.
 pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let given = Bounds { max_kl: args.max_kl, min_top1: args.min_top1, max_abs: args.max_abs };
+    args.ort.load_for(args.engine, &[&args.subject, &args.against])?;
     let any = args.max_kl.is_some() || args.min_top1.is_some() || args.max_abs.is_some();
     let verification = verify(&Question {
         subject: &args.subject,
@@ -76,6 +81,7 @@ pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
 /// Measures.
 pub fn verify(q: &Question) -> anyhow::Result<Verification> {
     let mut subject = Subject::open(q.subject, q.engine, None, q.threads)?;
+    show::runs_on(subject.runs_on());
     let bounds = match q.bounds {
         Some(bounds) => bounds,
         None => Bounds::of_type(&subject.type_name()).ok_or_else(|| {

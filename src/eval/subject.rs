@@ -1,7 +1,7 @@
 //! A model under examination, on the engine that was asked for.
 
 use crate::data::batch::{Room, Row};
-use crate::export;
+use crate::export::{self, Runnable};
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
@@ -69,32 +69,27 @@ pub struct RuntimeSubject {
 }
 
 impl Subject {
-    /// Opens MODEL. Without an engine: GGUF on `cpu`, everything else on `candle`. `task` wins over what the model says of
-    /// itself. Engines get an f32 cache.
+    /// Opens MODEL. Without an engine: GGUF on `cpu`, an ONNX folder on `ort`, everything else on `candle`. `task` wins over
+    /// what the model says of itself. Engines get an f32 cache.
     pub fn open(model: &str, engine: Option<EngineName>, task: Option<Task>, threads: usize) -> anyhow::Result<Self> {
-        let place = Place::of(model)?;
-        let backend = match engine {
-            Some(engine) => engine.backend(),
-            None => matches!(place, Place::Gguf(_)).then_some(Backend::Cpu),
+        let native = match Place::of(model)? {
+            Place::Gguf(_) => Some(EngineName::Cpu),
+            Place::Onnx(_) => Some(EngineName::Ort),
+            _ => None,
         };
-        match (place, backend) {
-            (Place::Gguf(_), None) => {
+        let Some(backend) = engine.or(native).unwrap_or(EngineName::Candle).backend() else {
+            if let Some(native) = native {
+                let (kind, name) =
+                    if native == EngineName::Cpu { ("a GGUF file", "cpu") } else { ("an ONNX folder", "ort") };
                 crate::bad_input!(
-                    "{model}: a GGUF file runs on --engine cpu; candle takes Hugging Face folders and RUNs"
-                )
+                    "{model}: {kind} runs on --engine {name}; candle takes Hugging Face folders and RUNs"
+                );
             }
-            (Place::Gguf(path), Some(backend)) => Self::on_runtime(Model::open(&path)?, backend, threads),
-            (_, Some(backend)) => {
-                let opened = Opened::open(model, 0)?;
-                let bytes = export::to_memory(&opened, Mix::F32)?;
-                Self::on_runtime(Model::from_bytes(bytes, model)?, backend, threads)
-            }
-            (_, None) => {
-                let opened = Opened::open(model, 0)?;
-                let network = opened.network(task, 0)?;
-                Ok(Self::on_candle(network, opened))
-            }
-        }
+            let opened = Opened::open(model, 0)?;
+            let network = opened.network(task, 0)?;
+            return Ok(Self::on_candle(network, opened));
+        };
+        Self::on_runtime(Runnable::open(model, Some(backend))?, threads)
     }
 
     /// A base model under an adapter folder, on `candle`.
@@ -112,10 +107,19 @@ impl Subject {
         Self::Candle(Box::new(CandleSubject { network, opened }))
     }
 
-    fn on_runtime(model: Model, backend: Backend, threads: usize) -> anyhow::Result<Self> {
+    fn on_runtime(runnable: Runnable, threads: usize) -> anyhow::Result<Self> {
+        let Runnable { model, backend, .. } = runnable;
         let ctx = model.hparams().n_ctx;
         let engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: 1, kv: KvType::F32 })?;
         Ok(Self::Runtime(Box::new(RuntimeSubject { model, engine })))
+    }
+
+    /// What computes, where that is more than this program: see [`Engine::runs_on`].
+    pub fn runs_on(&self) -> Option<String> {
+        match self {
+            Self::Candle(_) => None,
+            Self::Runtime(s) => s.engine.runs_on(),
+        }
     }
 
     /// What the model answers.
@@ -172,7 +176,7 @@ impl Subject {
     pub fn template(&self) -> Option<String> {
         match self {
             Self::Candle(s) => s.opened.text.chat_template.clone(),
-            Self::Runtime(s) => s.model.gguf().str("tokenizer.chat_template").ok().map(str::to_owned),
+            Self::Runtime(s) => s.model.chat_source().ok().flatten().map(str::to_owned),
         }
     }
 
@@ -180,11 +184,15 @@ impl Subject {
     pub fn type_name(&self) -> String {
         match self {
             Self::Candle(_) => "f32".into(),
-            Self::Runtime(s) => match s.model.gguf().str("edgeft.plan.mix") {
-                Ok(mix) => mix.to_owned(),
-                Err(_) => Mix::all()
-                    .find(|m| s.model.gguf().u32("general.file_type").ok() == Some(m.file_type()))
-                    .map_or_else(|| "f32".into(), |m| m.name().to_owned()),
+            Self::Runtime(s) => match (s.model.gguf(), s.model.onnx()) {
+                (Ok(gguf), _) => match gguf.str("edgeft.plan.mix") {
+                    Ok(mix) => mix.to_owned(),
+                    Err(_) => Mix::all()
+                        .find(|m| gguf.u32("general.file_type").ok() == Some(m.file_type()))
+                        .map_or_else(|| "f32".into(), |m| m.name().to_owned()),
+                },
+                (_, Ok(folder)) => folder.type_name(),
+                _ => "f32".into(),
             },
         }
     }

@@ -1,4 +1,4 @@
-//! MODEL, as the contract spells it: a Hugging Face folder, a RUN folder, a `.gguf` file, or `nano`.
+//! MODEL, as the contract spells it: a Hugging Face folder, a RUN folder, a `.gguf` file, an ONNX folder, or `nano`.
 
 use super::config::Config;
 use super::load::{Checkpoint, Random};
@@ -8,6 +8,7 @@ use crate::demo::nano;
 use crate::error::BadInput;
 use crate::tune::run_folder::{RunFile, is_run};
 use candle_core::Device;
+use edgeft_runtime::format::bundle::Bundle;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ pub enum Place {
     Run(PathBuf),
     /// A GGUF file.
     Gguf(PathBuf),
+    /// A folder with an ONNX file, and without a Hugging Face checkpoint.
+    Onnx(PathBuf),
     /// A `config.json` alone: random weights.
     Config(PathBuf),
 }
@@ -39,10 +42,19 @@ impl Place {
             if is_run(&path) {
                 return Ok(Self::Run(path));
             }
+            let weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| path.join(f).is_file());
+            if holds_onnx(&path) && !weights {
+                return Ok(Self::Onnx(path));
+            }
             if path.join("config.json").is_file() {
                 return Ok(Self::Folder(path));
             }
-            crate::bad_input!("{model}: no config.json (a model folder) and no tune.toml (a RUN) in it");
+            if Bundle::is_at(&path) {
+                crate::bad_input!("{model}: a bundle serves itself, by its run.sh; or give the .gguf file inside");
+            }
+            crate::bad_input!(
+                "{model}: no config.json (a model folder), no tune.toml (a RUN) and no .onnx file (an ONNX folder) in it"
+            );
         }
         if !path.exists() {
             crate::bad_input!("{model}: no such file or folder; MODEL is a folder, a .gguf file, a RUN, or `nano`");
@@ -53,6 +65,12 @@ impl Place {
             _ => crate::bad_input!("{model}: not a model folder, a .gguf file, a RUN, or `nano`"),
         }
     }
+}
+
+/// Whether a folder has a file that ends in `.onnx`.
+pub fn holds_onnx(dir: &Path) -> bool {
+    let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().extension().is_some_and(|e| e == "onnx"))
 }
 
 /// Text side of a model folder.
@@ -123,7 +141,7 @@ impl Opened {
     /// Opens a Hugging Face folder, a RUN, `nano` or a bare `config.json` (random weights from `seed`).
     ///
     /// # Errors
-    /// [`BadInput`] for a GGUF file (it opens in the runtime), and for all that cannot be read.
+    /// [`BadInput`] for a GGUF file or an ONNX folder (they open in the runtime), and for all that cannot be read.
     pub fn open(model: &str, seed: u64) -> anyhow::Result<Self> {
         match Place::of(model)? {
             Place::Nano => Self::nano(),
@@ -169,6 +187,10 @@ impl Opened {
             }
             Place::Gguf(path) => crate::bad_input!(
                 "{}: a GGUF file cannot be tuned or merged yet; give its Hugging Face folder",
+                path.display()
+            ),
+            Place::Onnx(path) => crate::bad_input!(
+                "{}: an ONNX folder can be run, but not tuned, merged or converted; give the Hugging Face folder it was made from",
                 path.display()
             ),
         }

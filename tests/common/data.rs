@@ -62,6 +62,18 @@ pub fn chats(n: usize) -> String {
     })
 }
 
+/// Every thing's colour twice: as a sentence, and as a chat in the tiny models' template.
+pub fn colours() -> String {
+    lines(2 * THINGS, |i| {
+        let (thing, colour) = (WORDS[i / 2], COLOURS[i / 2 % COLOURS.len()]);
+        let sentence = format!("the {thing} is {colour}");
+        let chat = format!(
+            "<|im_start|>user\nwhat colour is the {thing}<|im_end|>\n<|im_start|>assistant\n{colour}<|im_end|>\n"
+        );
+        json!({"text": if i % 2 == 0 { sentence } else { chat }})
+    })
+}
+
 /// `n` labelled sentences: one word of praise or blame decides.
 pub fn reviews(n: usize) -> String {
     lines(n, |i| {

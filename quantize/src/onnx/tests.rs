@@ -214,7 +214,11 @@ fn weights_lie_in_the_data_file(written: &Written, at: &str) {
         assert_eq!(bytes.len() as i64, (elements * bits + 7) / 8, "{at}{}", tensor.name);
         if tensor.raw_data.is_none() {
             let offset = bytes.as_ptr().addr() - written.data.as_ptr().addr();
-            assert!(offset >= ends && offset.is_multiple_of(64), "{at}{} begins at {offset}, after {ends}", tensor.name);
+            assert!(
+                offset >= ends && offset.is_multiple_of(64),
+                "{at}{} begins at {offset}, after {ends}",
+                tensor.name
+            );
             ends = offset + bytes.len();
         }
     }

@@ -1,14 +1,16 @@
-//! `edgeft-run`, the device's own binary: answer one prompt, or measure. GGUF files only; nothing else is carried.
+//! `edgeft-run`, the device's own binary: answer one prompt, serve, or measure. GGUF files, and bundles that hold one;
+//! nothing else is carried. `serve` and `health` are there when it is built with the feature `server`.
 //!
 //! Exit codes: 0 done, 1 failed while working, 2 wrong usage or bad input.
 
 use std::io::Write as _;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use edgeft_runtime::chat::Message;
+use edgeft_runtime::format::bundle::Bundle;
 use edgeft_runtime::kernels::Kernels;
 use edgeft_runtime::measure::device::{Device, peak_mib};
 use edgeft_runtime::measure::report::{Ceiling, Report};
@@ -18,13 +20,28 @@ use edgeft_runtime::session::{GenerateOptions, Session, SessionOptions, chat_ids
 use edgeft_runtime::{Error, Kind, Result};
 use serde_json::{Value, json};
 
+#[cfg(feature = "server")]
+#[path = "edgeft-run/serve.rs"]
+mod serve;
+
+/// Stands in the binary only when it serves: `edgeft package` looks for it in a runner that it cannot start, made for
+/// another machine.
+#[cfg(feature = "server")]
+const SERVES: &str = "edgeft-run serves bundles of format 1";
+#[cfg(not(feature = "server"))]
+const SERVES: &str = "built without `serve`; build with `cargo build --release -p edgeft-runtime --features server`";
+
 const HELP: &str = "\
-edgeft-run: run and measure a small language model on a device
+edgeft-run: run, serve and measure a small language model on a device
 
 Usage:
   edgeft-run run   MODEL.gguf -p TEXT [-n N] [--chat] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
   edgeft-run run   MODEL.gguf --question Q --context C
   edgeft-run bench MODEL.gguf [--prompt 128, or what fits] [--generate 32] [--batch 1] [--runs 5]
+  edgeft-run serve MODEL.gguf [--host 127.0.0.1] [--port 8080] [--api-key-file FILE]
+  edgeft-run health           [--host 127.0.0.1] [--port 8080]      exit code 0 when a server answers there
+
+In place of MODEL.gguf, the folder of a bundle: its files are first compared with its manifest.
 
 Everywhere:
   --threads N   threads that compute [default: as many as this process may use]
@@ -43,12 +60,17 @@ fn main() -> ExitCode {
         return ExitCode::from(if arguments.is_empty() { 2 } else { 0 });
     }
     if arguments[0] == "--version" {
-        println!("edgeft-run {}", env!("CARGO_PKG_VERSION"));
+        println!("edgeft-run {}\n{SERVES}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
     let done = Arguments::parse(&arguments).and_then(|a| match a.verb.as_str() {
         "run" => run(&a),
-        _ => bench(&a),
+        "bench" => bench(&a),
+        #[cfg(feature = "server")]
+        "serve" => serve::serve(&a),
+        #[cfg(feature = "server")]
+        "health" => serve::health(&a),
+        verb => Err(usage(verb, SERVES)),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,6 +97,8 @@ const EVERYWHERE: [&str; 2] = ["--threads", "--ctx"];
 const OF_RUN: [&str; 9] =
     ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context"];
 const OF_BENCH: [&str; 4] = ["--prompt", "--generate", "--batch", "--runs"];
+const OF_SERVE: [&str; 3] = ["--host", "--port", "--api-key-file"];
+const OF_HEALTH: [&str; 2] = ["--host", "--port"];
 
 impl Arguments {
     fn parse(arguments: &[String]) -> Result<Self> {
@@ -84,7 +108,9 @@ impl Arguments {
         let own: &[&str] = match out.verb.as_str() {
             "run" => &OF_RUN,
             "bench" => &OF_BENCH,
-            other => return Err(usage(other, "no such verb; known: run, bench")),
+            "serve" => &OF_SERVE,
+            "health" => &OF_HEALTH,
+            other => return Err(usage(other, "no such verb; known: run, serve, bench, health")),
         };
         while let Some(argument) = rest.next() {
             let (flag, attached) = match argument.split_once('=') {
@@ -106,8 +132,8 @@ impl Arguments {
                 _ => return Err(usage(argument, "one MODEL is enough; put a prompt after -p, in quotes")),
             }
         }
-        if out.model.is_empty() {
-            return Err(usage("MODEL", "is missing; give a .gguf file"));
+        if out.model.is_empty() && out.verb != "health" {
+            return Err(usage("MODEL", "is missing; give a .gguf file, or the folder of a bundle"));
         }
         Ok(out)
     }
@@ -136,9 +162,20 @@ fn usage(place: &str, message: impl Into<String>) -> Error {
     Error::new(Kind::Input, place, message)
 }
 
+/// The GGUF file that was given, or that of a bundle, all of whose files are what its manifest says.
+fn model_file(given: &str) -> Result<PathBuf> {
+    let place = Path::new(given);
+    if !place.is_dir() {
+        return Ok(place.to_owned());
+    }
+    let bundle = Bundle::open(place)?;
+    bundle.verify()?;
+    Ok(bundle.model())
+}
+
 fn run(a: &Arguments) -> Result<()> {
     let start = Instant::now();
-    let model = Model::open(Path::new(&a.model))?;
+    let model = Model::open(&model_file(&a.model)?)?;
     let options = SessionOptions { ctx: a.number("--ctx")?, threads: Some(a.threads()?), ..SessionOptions::default() };
     let mut session = Session::new(&model, &options)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -217,8 +254,9 @@ fn bench(a: &Arguments) -> Result<()> {
         ..usual
     };
     let threads = a.threads()?;
+    let file = model_file(&a.model)?; // hashes are no part of loading
     let start = Instant::now();
-    let model = Model::open(Path::new(&a.model))?;
+    let model = Model::open(&file)?;
     let case = match prompt {
         Some(_) => case,
         None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
@@ -240,8 +278,17 @@ fn bench(a: &Arguments) -> Result<()> {
     let peak_mib = peak_mib(); // before the ceiling's buffer
     let ceiling = Ceiling::measure(&model, &measurement, threads, setup.kv);
     let device = Device::detect(&Kernels::detect()?);
-    let report =
-        Report { engine: "cpu", model: a.model.clone(), threads, load_ms, peak_mib, measurement, ceiling, device };
+    let report = Report {
+        engine: "cpu",
+        model: a.model.clone(),
+        threads,
+        kv: setup.kv,
+        load_ms,
+        peak_mib,
+        measurement,
+        ceiling,
+        device,
+    };
     print(a, &report.json(), report.to_string().trim_end());
     Ok(())
 }
@@ -270,6 +317,8 @@ mod tests {
             ("run m.gguf --prompt 3", "--prompt: no such flag of `run`"),
             ("bench m.gguf --runs", "--runs: needs a value"),
             ("bench --runs 3", "MODEL: is missing"),
+            ("serve m.gguf --runs 3", "--runs: no such flag of `serve`"),
+            ("health --prompt 3", "--prompt: no such flag of `health`"),
             ("run m.gguf two", "two: one MODEL is enough"),
         ] {
             let error = parse(line).unwrap_err();

@@ -6,10 +6,10 @@
 //!
 //! A row of output depends on its own tokens alone: not on the number of threads, nor on what else is in the batch.
 
-mod bert;
+pub(super) mod bert;
 mod linear;
 mod llama;
-mod ops;
+pub(super) mod ops;
 
 use super::{Engine, EngineOptions, Rows, Run};
 use crate::error::{Error, Kind, Result};
@@ -41,19 +41,12 @@ impl CpuEngine {
     /// Looks up the weights, starts the threads, chooses the kernels.
     ///
     /// # Errors
-    /// `Limit` when the options ask for no thread, sequence or context, or a longer context than the model has positions;
-    /// `Io` when a thread cannot be started.
+    /// `Input` when the model is no GGUF file; `Limit` when the options ask for no thread, sequence or context, or a longer
+    /// context than the model has positions; `Io` when a thread cannot be started.
     pub fn new(model: Model, options: &EngineOptions) -> Result<Self> {
+        model.gguf()?; // this engine reads the tensors of a GGUF file
         let h = model.hparams();
-        for (name, value) in [("threads", options.threads), ("ctx", options.ctx), ("sequences", options.n_seqs)] {
-            if value == 0 {
-                return Err(Error::new(Kind::Limit, name, "is 0; the least is 1"));
-            }
-        }
-        if options.ctx > h.n_ctx {
-            let message = format!("{} tokens, but the model has {} positions; lower --ctx", options.ctx, h.n_ctx);
-            return Err(Error::new(Kind::Limit, "context", message));
-        }
+        options.check(h)?;
         let pool = Pool::new(options.threads).map_err(|e| Error::io("threads", e))?;
         let output_dim = match (model.task(), h.arch) {
             (Task::Classify, _) => model.labels().len(),
@@ -64,6 +57,7 @@ impl CpuEngine {
         let trunk = match h.arch {
             Arch::Llama | Arch::Qwen2 => Trunk::Llama(Box::new(Llama::new(&model)?)),
             Arch::Bert => Trunk::Bert(Box::new(Bert::new(&model)?)),
+            Arch::Onnx => return Err(Error::new(Kind::Input, "engine cpu", "has no kernels for an ONNX graph")),
         };
         let cache = KvCache::new(options.n_seqs, h.n_layers, h.n_kv_heads * h.head_dim, options.ctx, options.kv);
         Ok(Self { compute: Compute::new(Kernels::detect()?, pool), trunk, cache, output_dim, model })
@@ -72,35 +66,6 @@ impl CpuEngine {
     /// The instruction set in use.
     pub fn isa(&self) -> &'static str {
         self.compute.kernels.level().name()
-    }
-
-    fn check(&self, run: &Run) -> Result<()> {
-        let h = self.model.hparams();
-        if run.seq >= self.cache.n_seqs() {
-            let message = format!("is {}, but the engine has {}", run.seq, self.cache.n_seqs());
-            return Err(Error::new(Kind::Input, "sequence", message));
-        }
-        if run.tokens.is_empty() {
-            return Err(Error::new(Kind::Input, "tokens", "there are none"));
-        }
-        if let Some(id) = run.tokens.iter().find(|id| **id as usize >= h.n_vocab) {
-            return Err(Error::new(
-                Kind::Input,
-                "token id",
-                format!("{id} is outside the vocabulary of {}", h.n_vocab),
-            ));
-        }
-        if let Some(types) = run.types {
-            if types.len() != run.tokens.len() {
-                let message = format!("there are {} for {} tokens", types.len(), run.tokens.len());
-                return Err(Error::new(Kind::Input, "token types", message));
-            }
-            if let Some(ty) = types.iter().find(|t| usize::from(**t) >= h.n_token_types.max(1)) {
-                let message = format!("{ty}, but the model has {}", h.n_token_types.max(1));
-                return Err(Error::new(Kind::Input, "token type", message));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -116,7 +81,7 @@ impl Engine for CpuEngine {
     fn forward(&mut self, runs: &[Run], out: &mut Vec<f32>) -> Result<()> {
         out.clear();
         for (i, run) in runs.iter().enumerate() {
-            self.check(run)?;
+            run.check(self.model.hparams(), self.cache.n_seqs())?;
             if runs[..i].iter().any(|r| r.seq == run.seq) {
                 return Err(Error::new(Kind::Input, "sequence", format!("{} stands twice in one batch", run.seq)));
             }
@@ -156,7 +121,7 @@ impl Engine for CpuEngine {
 }
 
 /// Finds tensors of a model.
-struct Finder<'a>(&'a Model);
+pub(super) struct Finder<'a>(pub(super) &'a Model);
 
 impl Finder<'_> {
     /// The matrix `{name}.weight` with `{name}.bias` if there is one.
@@ -167,25 +132,25 @@ impl Finder<'_> {
         Ok(Linear { index, bias: self.maybe(&format!("{name}.bias")) })
     }
 
-    fn index(&self, name: &str) -> Option<usize> {
-        self.0.gguf().tensors.iter().position(|t| t.name == name)
+    pub(super) fn index(&self, name: &str) -> Option<usize> {
+        self.0.gguf().ok()?.tensors.iter().position(|t| t.name == name)
     }
 
     /// A small tensor as f32, if there is one.
-    fn maybe(&self, name: &str) -> Option<Vec<f32>> {
+    pub(super) fn maybe(&self, name: &str) -> Option<Vec<f32>> {
         let (info, bytes) = self.0.tensor(name)?;
         let mut x = vec![0.0; info.dims.iter().product::<u64>() as usize];
         decode(info.ty, bytes, &mut x);
         Some(x)
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>> {
         self.maybe(name).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{name}`"), "is missing"))
     }
 
     /// A head that travels as an f32 array.
-    fn array(&self, key: &str) -> Result<Vec<f32>> {
-        match self.0.gguf().array(key)? {
+    pub(super) fn array(&self, key: &str) -> Result<Vec<f32>> {
+        match self.0.gguf()?.array(key)? {
             Array::F32(v) => Ok(v.clone()),
             _ => Err(Error::new(Kind::Input, key, "is no array of f32")),
         }
@@ -200,7 +165,7 @@ fn head(kernels: &Kernels, weight: &[f32], bias: Option<&[f32]>, x: &[f32], out:
 }
 
 /// Positions of a run that give rows.
-fn wanted(run: &Run) -> std::ops::Range<usize> {
+pub(super) fn wanted(run: &Run) -> std::ops::Range<usize> {
     let n = run.tokens.len();
     match run.rows {
         Rows::None => n..n,

@@ -1,4 +1,5 @@
-//! The ceiling of decoding: a token reads every weight once, so it takes at least the time of a plain read of them.
+//! The ceiling of decoding: a token reads every weight once, so it takes at least the time of a plain read of them; and
+//! what our own kernels reach when nothing but one matrix after the other stands between them and the next token.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -6,12 +7,19 @@ use std::time::{Duration, Instant};
 
 use super::generates;
 use crate::engine::KvType;
+use crate::error::Result;
+use crate::format::GgmlType;
+use crate::format::onnx::Weight;
+use crate::kernels::acts::{Acts, Form};
+use crate::kernels::{Kernels, Matrix};
 use crate::model::Model;
 
 /// Rounds of reading.
 const ROUNDS: usize = 9;
 /// What all threads read in a round, at least: some milliseconds, beside which their start does not count.
 const ROUND_BYTES: usize = 256 << 20;
+/// The same of kernels, which are slower.
+const KERNEL_ROUND_BYTES: usize = 8 << 20;
 
 /// Bytes that one forward of a single position reads at cache depth `depth`: every weight once, and the keys and values of
 /// the positions before. An input embedding apart from the output's is only gathered: one row of it counts.
@@ -21,17 +29,26 @@ pub fn pass_bytes(model: &Model, depth: usize, kv: KvType) -> u64 {
 
 /// Bytes of weights that one forward reads.
 pub fn weight_bytes(model: &Model) -> u64 {
+    if let Ok(folder) = model.onnx() {
+        let read =
+            |w: &Weight| if w.gathered { w.bytes / w.dims.first().copied().unwrap_or(1).max(1) } else { w.bytes };
+        return folder.weights().iter().map(read).sum();
+    }
+    let tensors = model.gguf().map_or(&[][..], |gguf| &gguf.tensors).iter();
+    let tensors = tensors.map(|t| (t.name.as_str(), t.dims.get(1).copied().unwrap_or(1), t.bytes));
     let tied = model.tensor("output.weight").is_none() && generates(model.task(), model.hparams().causal);
-    let gathered = |name: &str| match name {
+    tensors.map(|(name, rows, bytes)| bytes_read(name, rows, bytes, tied)).sum()
+}
+
+/// What one forward reads of a tensor: all of it, or one row where rows are looked up.
+/// - `name`: GGUF's;  `tied`: the token embedding is the output matrix too
+pub fn bytes_read(name: &str, rows: u64, bytes: u64, tied: bool) -> u64 {
+    let looked_up = match name {
         "token_embd.weight" => !tied,
         "position_embd.weight" | "token_types.weight" => true,
         _ => false,
     };
-    let tensors = &model.gguf().tensors;
-    let whole = tensors.iter().filter(|t| !gathered(&t.name)).map(|t| t.bytes).sum::<u64>();
-    let rows =
-        tensors.iter().filter(|t| gathered(&t.name)).map(|t| t.bytes / t.dims.get(1).copied().unwrap_or(1).max(1));
-    whole + rows.sum::<u64>()
+    if looked_up { bytes / rows.max(1) } else { bytes }
 }
 
 /// Bytes of keys and values that one position reads at `depth`.
@@ -49,20 +66,53 @@ pub fn kv_bytes(model: &Model, depth: usize, kv: KvType) -> u64 {
 /// round counts, and a round ends with its slowest thread. Give it what a forward reads, and the caches help this read as
 /// they help the forward; a buffer much larger than the caches gives the memory's own speed.
 pub fn read_gb_per_s(bytes: usize, threads: usize) -> f64 {
-    let threads = threads.max(1);
-    let words = (bytes / 8 / threads).max(1);
-    let repeats = (ROUND_BYTES / (words * 8 * threads)).max(1);
-    let barrier = Barrier::new(threads);
-    // Every thread fills its own part, so that the pages lie near the core that reads them.
-    let thread = || -> [Duration; ROUNDS] {
+    let words = (bytes / 8 / threads.max(1)).max(1);
+    best_round(threads, words * 8, ROUND_BYTES, || {
+        // Every thread fills its own part, so that the pages lie near the core that reads them.
         let part: Vec<u64> = (0..words as u64).collect();
-        black_box(sum(&part));
+        move || {
+            black_box(sum(black_box(&part)));
+        }
+    })
+}
+
+/// The same of our kernels: bytes of weights of type `ty` in rows of `cols` that they multiply with one token a second, in
+/// units of 1e9. `bytes` is what all threads share, as in [`read_gb_per_s`].
+///
+/// # Errors
+/// An instruction set in `EDGEFT_ISA` that this CPU lacks.
+pub fn kernel_gb_per_s(ty: GgmlType, cols: usize, bytes: usize, threads: usize) -> Result<f64> {
+    let kernels = Kernels::detect()?;
+    let cols = cols.next_multiple_of(ty.block_len()).max(ty.block_len());
+    let row = cols / ty.block_len() * ty.block_bytes();
+    let rows = (bytes / threads.max(1) / row).max(1);
+    Ok(best_round(threads, rows * row, KERNEL_ROUND_BYTES, || {
+        // Zeros take as long as any other weights.
+        let (data, x) = (vec![0u8; rows * row], vec![1.0f32; cols]);
+        let (mut acts, mut out, mut scratch) = (Acts::default(), vec![0.0f32; rows], vec![0.0f32; cols]);
+        acts.set(&x, cols);
+        acts.prepare(Form::of(ty));
+        move || {
+            let w = Matrix { ty, rows, cols, data: black_box(&data) };
+            kernels.rows(&w, 0, &acts, &mut out, &mut scratch);
+            black_box(&out);
+        }
+    }))
+}
+
+/// Speed of `threads` threads that each do the work that `make` gives them, `bytes` of it a time, and `round` bytes together
+/// between two looks at the clock.
+fn best_round<W: FnMut()>(threads: usize, bytes: usize, round: usize, make: impl Fn() -> W + Sync) -> f64 {
+    let threads = threads.max(1);
+    let repeats = (round / (bytes * threads)).max(1);
+    let barrier = Barrier::new(threads);
+    let thread = || -> [Duration; ROUNDS] {
+        let mut work = make();
+        work();
         std::array::from_fn(|_| {
             barrier.wait();
             let begun = Instant::now();
-            for _ in 0..repeats {
-                black_box(sum(black_box(&part)));
-            }
+            (0..repeats).for_each(|_| work());
             begun.elapsed()
         })
     };
@@ -73,7 +123,7 @@ pub fn read_gb_per_s(bytes: usize, threads: usize) -> f64 {
     });
     let slowest = |round: usize| times.iter().map(|t| t[round]).max();
     let best = (0..ROUNDS).filter_map(slowest).min().unwrap_or_default();
-    (words * 8 * threads * repeats) as f64 / best.as_secs_f64().max(1e-9) / 1e9
+    (bytes * threads * repeats) as f64 / best.as_secs_f64().max(1e-9) / 1e9
 }
 
 /// Many sums side by side, so that no addition waits for another.
@@ -105,5 +155,21 @@ mod tests {
             let speed = read_gb_per_s(1 << 20, threads);
             assert!(speed > 0.01 && speed < 10_000.0, "{speed} GB/s on {threads} threads");
         }
+    }
+
+    #[test]
+    fn kernels_have_a_speed_and_rows_are_whole_blocks() {
+        for ty in [GgmlType::F32, GgmlType::Q8_0, GgmlType::Q4_K] {
+            let speed = kernel_gb_per_s(ty, 65, 1 << 12, 1).unwrap();
+            assert!(speed > 0.001 && speed < 10_000.0, "{speed} GB/s of {ty}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_looked_up_costs_one_row() {
+        assert_eq!(bytes_read("token_embd.weight", 10, 400, false), 40);
+        assert_eq!(bytes_read("token_embd.weight", 10, 400, true), 400);
+        assert_eq!(bytes_read("position_embd.weight", 0, 400, true), 400);
+        assert_eq!(bytes_read("blk.0.attn_q.weight", 10, 400, false), 400);
     }
 }

@@ -1,6 +1,7 @@
 //! What this machine is: CPU, cores, instruction set, memory, and what the process took of it. Unknown is `None`: nothing is
 //! guessed where the system does not tell.
 
+use super::cgroup::Limits;
 use crate::kernels::Kernels;
 
 /// The machine that a number was measured on.
@@ -14,6 +15,8 @@ pub struct Device {
     pub isa: &'static str,
     /// Memory of the machine.
     pub memory_mib: Option<u64>,
+    /// What computed, where it was not the CPU by our own kernels: see [`crate::engine::Engine::runs_on`].
+    pub runs_on: Option<String>,
 }
 
 impl Device {
@@ -24,6 +27,7 @@ impl Device {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             isa: kernels.level().name(),
             memory_mib: meminfo("MemTotal").map(|kib| kib / 1024),
+            runs_on: None,
         }
     }
 }
@@ -31,7 +35,8 @@ impl Device {
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plural = if self.cores == 1 { "" } else { "s" };
-        write!(f, "{}, {} core{plural}, {}", self.cpu, self.cores, self.isa)
+        write!(f, "{}, {} core{plural}, {}", self.cpu, self.cores, self.isa)?;
+        if let Some(runs_on) = &self.runs_on { write!(f, "; runs on {runs_on}") } else { Ok(()) }
     }
 }
 
@@ -44,6 +49,12 @@ pub fn peak_mib() -> Option<f64> {
 /// Memory that is free or can be freed at once, in bytes.
 pub fn available_bytes() -> Option<u64> {
     meminfo("MemAvailable").map(|kib| kib * 1024)
+}
+
+/// Memory of the machine, or of the group that this process is in when that has less, in bytes.
+pub fn usable_bytes() -> Option<u64> {
+    let all = meminfo("MemTotal").map(|kib| kib * 1024);
+    all.into_iter().chain(Limits::of_this_process().memory).min()
 }
 
 /// Size of the last level of cache, in bytes.

@@ -10,11 +10,15 @@ use super::{Measurement, bandwidth, device};
 use crate::engine::KvType;
 use crate::model::Model;
 
+/// Steps of which the hundredth slowest still says something: two of them lie beyond it.
+pub const ENOUGH_FOR_P99: usize = 200;
+
 /// What decoding cannot exceed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceiling {
-    /// Speed of a plain read, by as many threads, of as many bytes as a forward reads (bounded by the memory there is).
-    pub gb_per_s: f64,
+    /// Speed of a plain read, by as many threads, of as many bytes as a forward reads (bounded by the memory there is);
+    /// `None` where another device's memory is read.
+    pub gb_per_s: Option<f64>,
     /// That speed over the bytes of a forward, times the sequences that share it; `None` for a model that does not decode.
     pub decode_tokens_per_s: Option<f64>,
     /// What was measured, as a part of it.
@@ -22,6 +26,9 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
+    /// Of a device whose memory this process cannot read.
+    pub const UNKNOWN: Self = Self { gb_per_s: None, decode_tokens_per_s: None, share: None };
+
     /// Reads memory for about half a second. Take [`device::peak_mib`] before: the buffer counts too.
     pub fn measure(model: &Model, measurement: &Measurement, threads: usize, kv: KvType) -> Self {
         let case = &measurement.case;
@@ -31,12 +38,14 @@ impl Ceiling {
         let gb_per_s = bandwidth::read_gb_per_s(buffer(bytes), threads);
         let ceiling = measurement.generates.then(|| gb_per_s * 1e9 / bytes as f64 * case.batch as f64);
         let decode = median(&measurement.decode_rates());
-        Self { gb_per_s, decode_tokens_per_s: ceiling, share: decode.zip(ceiling).map(|(have, most)| have / most) }
+        let share = decode.zip(ceiling).map(|(have, most)| have / most);
+        Self { gb_per_s: Some(gb_per_s), decode_tokens_per_s: ceiling, share }
     }
 }
 
-/// As large as what is read, but past eight times the caches more tells nothing, and a quarter of the free memory is enough.
-fn buffer(bytes: u64) -> usize {
+/// Bytes to read when a forward reads `bytes`: past eight times the caches more tells nothing, and a quarter of the free
+/// memory is enough.
+pub fn buffer(bytes: u64) -> usize {
     let cache = device::last_cache_bytes().unwrap_or(32 << 20);
     let most = device::available_bytes().map_or(u64::MAX, |b| b / 4);
     bytes.min(8 * cache).min(most) as usize
@@ -45,12 +54,14 @@ fn buffer(bytes: u64) -> usize {
 /// Everything that a bench says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// `cpu`.
+    /// `cpu`, `gpu` or `ort`.
     pub engine: &'static str,
     /// The model as it was named.
     pub model: String,
     /// Threads that computed.
     pub threads: usize,
+    /// Type of the cache.
+    pub kv: KvType,
     /// From opening the model to an engine that takes tokens, in ms; the first thing this process did. Weights that are
     /// mapped are read by the first forward: see [`Report::cold_start_ms`].
     pub load_ms: f64,
@@ -92,7 +103,7 @@ impl Report {
             "cold_start_ms": rounded(Some(self.cold_start_ms())),
             "peak_mib": self.peak_mib,
             "ceiling": {
-                "gb_per_s": rounded(Some(self.ceiling.gb_per_s)),
+                "gb_per_s": rounded(self.ceiling.gb_per_s),
                 "decode_tokens_per_s": rounded(self.ceiling.decode_tokens_per_s),
                 "share": rounded(self.ceiling.share),
             },
@@ -100,12 +111,21 @@ impl Report {
                 "prompt_tokens_per_s": rounded(median(&m.engine_prompt_rates())),
                 "decode_tokens_per_s": rounded(median(&m.engine_decode_rates())),
             },
+            "energy": m.energy.map(|e| json!({
+                "source": "rapl",
+                "joules": rounded(Some(e.joules)),
+                "joules_per_token": rounded(m.joules_per_token()),
+                "watts": rounded(Some(e.joules / e.seconds)),
+            })),
+            "kv": kv_name(self.kv),
+            "version": env!("CARGO_PKG_VERSION"),
             "includes": {"tokenization": m.tokenized, "sampling": m.generates},
             "device": {
                 "cpu": self.device.cpu,
                 "cores": self.device.cores,
                 "isa": self.device.isa,
                 "memory_mib": self.device.memory_mib,
+                "runs_on": self.device.runs_on,
             },
             "runs": self.runs(),
         })
@@ -141,18 +161,18 @@ impl Report {
         row("prompt", spread(&m.prompt_rates(), "tokens/s"), format!("{} tokens, {from}", m.case.prompt));
         if m.generates {
             row("first token", spread(&m.first_ms(), "ms"), "median ± median absolute deviation of the runs".into());
-            if let Some(most) = self.ceiling.decode_tokens_per_s {
-                let share = self
-                    .ceiling
-                    .share
-                    .map_or(String::new(), |s| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * s));
-                row("decode", spread(&m.decode_rates(), "tokens/s"), share);
+            if !m.decode_rates().is_empty() {
+                let share = self.ceiling.share.zip(self.ceiling.decode_tokens_per_s);
+                let share = share.map(|(share, most)| format!("{:.0} % of the ceiling of {most:.0}", 100.0 * share));
+                row("decode", spread(&m.decode_rates(), "tokens/s"), share.unwrap_or_default());
             }
             let itl = m.itl_ms();
             let at = |share: f64| percentile(&itl, share).map_or("-".to_owned(), |v| format!("{v:.2}"));
-            let few =
-                if itl.len() < 200 { format!("; {} samples, so p99 is a guess", itl.len()) } else { String::new() };
-            row("next token", format!("{} ms", at(0.5)), format!("p90 {}, p99 {}{few}", at(0.9), at(0.99)));
+            let p99 = match itl.len() {
+                n if n < ENOUGH_FOR_P99 => format!("p99 takes {ENOUGH_FOR_P99} steps, here are {n}"),
+                _ => format!("p99 {}", at(0.99)),
+            };
+            row("next token", format!("{} ms", at(0.5)), format!("p90 {}; {p99}", at(0.9)));
         } else {
             let at = |share: f64| percentile(&m.first_ms(), share).map_or("-".to_owned(), |v| format!("{v:.2}"));
             row("latency", spread(&m.first_ms(), "ms"), format!("{texts}; p90 {}", at(0.9)));
@@ -165,11 +185,13 @@ impl Report {
         if let Some(peak) = self.peak_mib {
             row("peak memory", format!("{peak:.1} MiB"), "resident set of the process".into());
         }
-        row(
-            "plain read",
-            format!("{:.1} GB/s", self.ceiling.gb_per_s),
-            "of as many bytes as a forward reads: the ceiling".into(),
-        );
+        if let Some(speed) = self.ceiling.gb_per_s {
+            row("plain read", format!("{speed:.1} GB/s"), "of as many bytes as a forward reads: the ceiling".into());
+        }
+        if let Some((joules, energy)) = m.joules_per_token().zip(m.energy) {
+            let watts = energy.joules / energy.seconds;
+            row("energy", format!("{:.2} mJ/token", 1e3 * joules), format!("{watts:.1} W of the whole CPU package"));
+        }
         rows
     }
 }
@@ -195,12 +217,21 @@ impl std::fmt::Display for Report {
     }
 }
 
+/// p99 is null of fewer samples than [`ENOUGH_FOR_P99`]: it would be the slowest one by another name.
 fn percentiles(samples: &[f64]) -> Value {
+    let enough = samples.len() >= ENOUGH_FOR_P99;
     json!({
         "p50": rounded(percentile(samples, 0.5)),
         "p90": rounded(percentile(samples, 0.9)),
-        "p99": rounded(percentile(samples, 0.99)),
+        "p99": rounded(percentile(samples, 0.99).filter(|_| enough)),
     })
+}
+
+fn kv_name(kv: KvType) -> &'static str {
+    match kv {
+        KvType::F32 => "f32",
+        KvType::F16 => "f16",
+    }
 }
 
 fn spread(samples: &[f64], unit: &str) -> String {
@@ -234,6 +265,7 @@ fn rounded(value: Option<f64>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::energy::Energy;
     use crate::measure::{Case, EngineRun, Run};
 
     fn report(generates: bool) -> Report {
@@ -248,15 +280,16 @@ mod tests {
             engine: "cpu",
             model: "m.gguf".into(),
             threads: 2,
+            kv: KvType::F16,
             load_ms: 5.0,
             peak_mib: Some(12.5),
-            measurement: Measurement { case, generates, tokenized: true, cold_first_ms: 120.0, runs },
+            measurement: Measurement { case, generates, tokenized: true, cold_first_ms: 120.0, runs, energy: None },
             ceiling: Ceiling {
-                gb_per_s: 10.0,
+                gb_per_s: Some(10.0),
                 decode_tokens_per_s: generates.then_some(300.0),
                 share: generates.then_some(0.5),
             },
-            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None },
+            device: Device { cpu: "a CPU".into(), cores: 2, isa: "scalar", memory_mib: None, runs_on: None },
         }
     }
 
@@ -286,10 +319,43 @@ mod tests {
     }
 
     #[test]
+    fn p99_is_null_until_two_steps_in_two_hundred_lie_beyond_it() {
+        let mut report = report(true);
+        assert!(report.json()["itl_ms"]["p99"].is_null() && report.json()["itl_ms"]["p90"].is_number());
+        report.measurement.runs[0].itl_ms = vec![1.0; 198];
+        assert_eq!(report.measurement.itl_ms().len(), 200);
+        assert!(report.json()["itl_ms"]["p99"].is_number());
+    }
+
+    #[test]
+    fn energy_is_shared_by_every_token_read_or_generated() {
+        let mut report = report(true);
+        assert!(report.json()["energy"].is_null());
+        // 2 runs of 2 sequences of 100 + 3 tokens
+        report.measurement.energy = Some(Energy { joules: 4.12, seconds: 2.0 });
+        let json = report.json();
+        assert_eq!((&json["energy"]["joules_per_token"], &json["energy"]["watts"]), (&json!(0.01), &json!(2.06)));
+        assert!(report.to_string().contains("10.00 mJ/token"), "{report}");
+    }
+
+    #[test]
+    fn another_device_is_named_and_has_no_ceiling() {
+        let mut report = report(true);
+        report.ceiling = Ceiling::UNKNOWN;
+        report.device.runs_on = Some("a GPU".into());
+        let (json, text) = (report.json(), report.to_string());
+        assert!(json["ceiling"]["gb_per_s"].is_null() && json["device"]["runs_on"] == "a GPU", "{json}");
+        assert!(text.contains("runs on a GPU") && text.contains("decode") && !text.contains("plain read"), "{text}");
+    }
+
+    #[test]
     fn every_row_of_the_table_has_a_unit() {
         for generates in [true, false] {
             for [what, value, _] in report(generates).rows() {
-                assert!([" ms", " tokens/s", " MiB", " GB/s"].iter().any(|u| value.contains(u)), "{what}: {value}");
+                assert!(
+                    [" ms", " tokens/s", " MiB", " GB/s", " mJ/token"].iter().any(|u| value.contains(u)),
+                    "{what}: {value}"
+                );
             }
         }
     }

@@ -135,6 +135,7 @@ impl Findings {
             .into_iter()
             .flatten()
             .collect(),
+            bars: Vec::new(),
             loss: o.curve.clone(),
             val: o.val_curve.clone(),
             confusion_before: self.before.classes.as_ref().map(|c| c.confusion.clone()),

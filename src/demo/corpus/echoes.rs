@@ -28,7 +28,7 @@ mod tests {
             let text = document(&mut rng, &words);
             let said: Vec<&str> = text.split(' ').skip(1).collect();
             let n = said.iter().skip(1).position(|w| *w == said[0]).expect("said twice") + 1;
-            assert!((4..=24).contains(&n) && said.len() % n == 0 && said.len() >= 2 * n, "{text}");
+            assert!((4..=24).contains(&n) && said.len().is_multiple_of(n) && said.len() >= 2 * n, "{text}");
             assert!((n..said.len()).all(|i| said[i] == said[i - n]), "{text}");
         }
     }

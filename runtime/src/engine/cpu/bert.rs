@@ -62,6 +62,22 @@ struct Buffers {
 const POOLING_MEAN: u32 = 1;
 const POOLING_CLS: u32 = 2;
 
+/// Whether a text's vector is the mean of all tokens, or else the first token.
+///
+/// # Errors
+/// `Input` when the file asks for another pooling.
+pub fn mean_pooling(model: &Model) -> Result<bool> {
+    match model.gguf()?.u32("bert.pooling_type") {
+        Ok(POOLING_CLS) => Ok(false),
+        Ok(POOLING_MEAN) | Err(GgufError::NoKey(_)) => Ok(true),
+        Ok(other) => {
+            let message = format!("is {other}; known: {POOLING_MEAN} (mean), {POOLING_CLS} (first token)");
+            Err(Error::new(Kind::Input, "bert.pooling_type", message))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 impl Bert {
     /// Finds every tensor.
     pub fn new(model: &Model) -> Result<Self> {
@@ -90,15 +106,7 @@ impl Bert {
                 weight: find.array("edgeft.head.qa_outputs.weight")?,
                 bias: find.array("edgeft.head.qa_outputs.bias")?,
             },
-            Task::Embed | Task::Generate => match model.gguf().u32("bert.pooling_type") {
-                Ok(POOLING_CLS) => Head::Pool { mean: false },
-                Ok(POOLING_MEAN) | Err(GgufError::NoKey(_)) => Head::Pool { mean: true },
-                Ok(other) => {
-                    let message = format!("is {other}; known: {POOLING_MEAN} (mean), {POOLING_CLS} (first token)");
-                    return Err(Error::new(Kind::Input, "bert.pooling_type", message));
-                }
-                Err(e) => return Err(e.into()),
-            },
+            Task::Embed | Task::Generate => Head::Pool { mean: mean_pooling(model)? },
         };
         Ok(Self {
             words: find.linear("token_embd")?.index,
