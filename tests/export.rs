@@ -1,8 +1,10 @@
-//! ONNX folders as typed: what is refused, what a folder holds, what `inspect` tells of it. That the graphs compute the right
-//! thing is proven where ONNX Runtime is.
+//! ONNX folders as typed: what is refused, what a folder holds, what `inspect` tells of it; and, where ONNX Runtime is, that
+//! every family answers as the folder it was made from.
 
 use crate::cli::{folder, refuses};
-use crate::common::has_fields;
+use crate::common::tiny::Tiny;
+use crate::common::{has_fields, ort};
+use serde_json::json;
 
 #[test]
 fn an_onnx_folder_is_refused_before_anything_is_written() {
@@ -20,7 +22,8 @@ fn an_onnx_folder_is_refused_before_anything_is_written() {
     refuses(&folder, &line("--type q8_0 --out base --force"), &["base", "holds no model.onnx"]);
     folder.write("note.txt", "mine");
     refuses(&folder, &line("--type q8_0 --out note.txt --force"), &["note.txt", "holds no model.onnx"]);
-    refuses(&folder, &line("--type q8_0 --out m --verify d.jsonl"), &["--verify", "ort"]);
+    let verified = line("--type q8_0 --out m --verify d.jsonl --ort-lib missing.so");
+    refuses(&folder, &verified, &["--ort-lib", "missing.so"]);
 }
 
 #[test]
@@ -104,4 +107,28 @@ fn inspect_shows_an_onnx_file_and_names_what_is_broken() {
     folder.write("alone/model.onnx", &model);
     let json = folder.edgeft("inspect alone/model.onnx --json").ok().json();
     assert_eq!(json["data_files"], serde_json::json!({"model.onnx.data": null}));
+}
+
+#[test]
+fn every_family_answers_as_the_folder_it_was_made_from() {
+    if !ort("every_family_answers_as_the_folder_it_was_made_from") {
+        return;
+    }
+    let folder = folder();
+    let llama3 = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16});
+    for (name, tiny, rows) in [
+        ("llama", Tiny::llama(), "d.jsonl"),
+        ("stretched", Tiny::llama().with("rope_scaling", llama3).with("num_key_value_heads", json!(1)), "d.jsonl"),
+        ("biased", Tiny::llama().with("attention_bias", json!(true)).with("mlp_bias", json!(true)), "d.jsonl"),
+        ("qwen2", Tiny::qwen2(), "d.jsonl"),
+        ("window", Tiny::mistral(), "d.jsonl"),
+        ("classifier", Tiny::classifier(&["negative", "positive"]), "r.jsonl"),
+    ] {
+        tiny.write(&folder, name);
+        let line = format!("quantize {name} --to onnx --type f32 --out {name}.onnx --verify {rows} --json");
+        let json = folder.edgeft(&line).ok().json();
+        assert_eq!(json["verify"]["pass"], true, "{name}: {json}");
+        assert!(json["verify"]["max_abs"].as_f64().is_some_and(|d| d < 1e-3), "{name}: {json}");
+    }
 }

@@ -1,5 +1,6 @@
 //! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files or ONNX folders.
 
+use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
 use crate::error::{BadInput, GateFailed};
@@ -43,6 +44,9 @@ pub struct QuantizeArgs {
     /// Hold each file against its source on the rows of DATA; exit 3 when one differs too much
     #[arg(long, value_name = "DATA")]
     pub verify: Option<PathBuf>,
+    /// Flags of ONNX Runtime, for --verify of an ONNX folder
+    #[command(flatten)]
+    pub ort: OrtArgs,
     /// Replace existing files
     #[arg(long)]
     pub force: bool,
@@ -85,9 +89,13 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
     mixes.iter().try_for_each(|mix| args.to.check(*mix))?;
     if args.to == Target::Onnx && args.verify.is_some() {
-        crate::bad_input!(
-            "--verify would run the ONNX folder on the engine ort, which is not in this build; leave it out, or use --to gguf"
-        );
+        // What verifies the folder is asked for before minutes are spent on it.
+        if cfg!(not(feature = "ort")) {
+            crate::bad_input!(
+                "--verify runs an ONNX folder on the engine ort, which is not in this build; build with `--features ort`, or leave it out"
+            );
+        }
+        args.ort.load()?;
     }
     let opened = Opened::open(&args.model, 0)?;
     if args.plan {
@@ -161,12 +169,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "files": all }) });
     } else {
         let first = places[0].display();
-        match args.to {
-            Target::Gguf => {
-                println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
-            }
-            Target::Onnx => println!("\nNext:\n  edgeft inspect {}", places[0].join(onnx::MODEL_FILE).display()),
-        }
+        println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
     }
     match failed {
         Some(place) => Err(GateFailed(format!("{} did not pass verification; see above", place.display())).into()),
