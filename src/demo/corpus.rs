@@ -1,9 +1,9 @@
 //! The text that the embedded model is trained on: plain English written by a grammar, a pure function of a seed.
 //!
 //! Seven kinds of documents: facts that are told and then asked for ([`recall`]), opinions and what they lead to
-//! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), words said again ([`echoes`]), and facts drilled ([`recall::drill`]). The model
-//! reads them in three courses, [`FIRST`], [`SECOND`] and [`THIRD`]. The text never holds the labels or the formats of the datasets
-//! that the model is tuned on later.
+//! ([`opinions`]), stories, plain facts and instructions, chats ([`chats`]), words said again ([`echoes`]), and facts
+//! drilled ([`recall::drill`]). The model reads them in three courses, [`FIRST`], [`SECOND`] and [`THIRD`]. The text never
+//! holds the labels or the formats of the datasets that the model is tuned on later.
 
 pub mod chats;
 pub mod echoes;

@@ -3,7 +3,8 @@
 //! our business.
 //!
 //! The file is hostile until proven otherwise: what is allocated is bounded by its size (some tens of bytes for each tensor
-//! that it spells out, and no weight is copied), nesting is bounded, and weights that lie outside are found wherever a graph may hide them (in attributes, in the branches of an `If`, in functions).
+//! that it spells out, and no weight is copied), nesting is bounded, and weights that lie outside are found wherever a graph
+//! may hide them (in attributes, in the branches of an `If`, in functions).
 
 use super::protobuf::{Fields, WireError};
 use std::collections::HashMap;
