@@ -127,6 +127,16 @@ impl Runnable {
     pub fn open(name: &str, backend: Option<Backend>) -> anyhow::Result<Self> {
         let as_it_is = |path: &Path| -> anyhow::Result<Self> {
             let model = Model::open(path)?;
+            // A wrong kind of file is told before a library or a driver is missed.
+            match backend {
+                Some(Backend::Ort) => {
+                    model.onnx()?;
+                }
+                Some(Backend::Cpu | Backend::Gpu) => {
+                    model.gguf()?;
+                }
+                None => {}
+            }
             Ok(Self { backend: backend.unwrap_or(model.backend()), model, converted_bytes: None })
         };
         match Place::of(name)? {
