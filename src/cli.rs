@@ -49,6 +49,9 @@ pub enum Verb {
     /// Bring a model from a hub into a local folder
     #[cfg(feature = "hub")]
     Pull(commands::pull::PullArgs),
+    /// Check a dataset, or part it
+    #[command(subcommand)]
+    Data(commands::data::DataVerb),
     /// Teach a model from a dataset: LoRA or every weight
     Tune(Box<commands::tune::TuneArgs>),
     /// Judge a model on held-out rows

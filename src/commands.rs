@@ -1,6 +1,7 @@
 //! One verb a file: arguments in, report out. Only this folder and the binaries print, read the environment or exit.
 
 pub mod bench;
+pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
@@ -38,6 +39,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Demo(args) => demo::run(args, global),
         #[cfg(feature = "hub")]
         Verb::Pull(args) => pull::run(args, global),
+        Verb::Data(verb) => data::run(verb, global),
         Verb::Tune(args) => tune::run(args, global),
         Verb::Eval(args) => eval::run(args, global),
         Verb::Merge(args) => merge::run(args, global),

@@ -7,12 +7,14 @@
 //! - [`tokenize`], [`answer`], [`truncate`]: text and spans → rows of ids and targets, none longer than it may be
 //! - [`split`]: train, validation, test, folds: seeded, stratified, the same text never on two sides
 //! - [`tokens`]: pre-tokenized safetensors → rows, and the recorded outputs of a second implementation
+//! - [`check`]: what is wrong with a dataset, before any weight loads
 //! - [`read`]: DATA as typed → rows, held-out rows beside them
 //! - [`batch`]: rows → batches, in an order that is a function of (seed, epoch)
 
 pub mod answer;
 pub mod batch;
 pub mod chat;
+pub mod check;
 mod error;
 pub mod example;
 pub mod formats;

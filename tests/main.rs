@@ -3,6 +3,7 @@
 mod cli;
 mod common;
 mod crash;
+mod data;
 mod embed;
 mod export;
 mod golden;

@@ -43,6 +43,16 @@ pub fn bar(steps: u64, what: &str) -> indicatif::ProgressBar {
     bar
 }
 
+/// A count on stderr, for work whose end is not known, when that is a terminal; hidden otherwise.
+pub fn counter(what: &str) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::no_length();
+    if let Ok(style) = indicatif::ProgressStyle::with_template("{spinner} {human_pos} {prefix}  {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
 /// Columns padded to their widest cell; the first is text, the rest are numbers.
 pub fn table(rows: &[Vec<String>]) -> String {
     table_with(rows, &[0])

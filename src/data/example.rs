@@ -100,7 +100,7 @@ pub struct Dataset {
 }
 
 /// Rows that are looked at before the schema is settled: optional fields may be missing in the first.
-const FIRST: usize = 16;
+pub(super) const FIRST: usize = 16;
 
 impl Dataset {
     /// Reads a file of text: any [`Format`] but pre-tokenized rows. Without a task, the fields say what it is.
@@ -136,7 +136,7 @@ impl Dataset {
 }
 
 /// One row by the layout that was detected.
-fn parse(fields: &Map<String, Value>, schema: &Schema) -> Result<Example, String> {
+pub(super) fn parse(fields: &Map<String, Value>, schema: &Schema) -> Result<Example, String> {
     match &schema.layout {
         Layout::Text { text } => Ok(Example::Text(string(fields, text)?)),
         Layout::Labelled { text, pair, label } => Ok(Example::Classify {

@@ -93,6 +93,10 @@ pub struct Records {
     reader: Reader,
     any: bool,
     done: bool,
+    /// Whether to go on behind a row that cannot be read.
+    tolerant: bool,
+    /// Whether the file's own structure is lost, so that nothing behind can be read.
+    lost: bool,
 }
 
 enum Reader {
@@ -117,7 +121,12 @@ impl Records {
                 return Err(DataError::Format { path: path.to_owned(), reason: reason.into() });
             }
         };
-        Ok(Self { path: path.to_owned(), reader, any: false, done: false })
+        Ok(Self { path: path.to_owned(), reader, any: false, done: false, tolerant: false, lost: false })
+    }
+
+    /// Goes on behind a row that cannot be read, where the file's structure says where the next one begins.
+    pub fn tolerant(self) -> Self {
+        Self { tolerant: true, ..self }
     }
 
     fn read(&mut self) -> Result<Option<Record>, DataError> {
@@ -136,7 +145,8 @@ impl Records {
                 return object(value).map(|fields| Some(Record { line, fields })).map_err(|r| row(line, r));
             },
             Reader::Objects(objects) => {
-                let Some((line, bytes)) = objects.next(path)? else { return Ok(None) };
+                let next = objects.next(path).inspect_err(|_| self.lost = true)?;
+                let Some((line, bytes)) = next else { return Ok(None) };
                 let value = serde_json::from_slice(&bytes).map_err(|e| {
                     row(line + e.line().saturating_sub(1), format!("not valid JSON: {}", json_reason(&e)))
                 })?;
@@ -163,7 +173,8 @@ impl Iterator for Records {
             return None;
         }
         let next = self.read();
-        self.done = !matches!(next, Ok(Some(_)));
+        let goes_on = self.tolerant && !self.lost && matches!(next, Err(DataError::Row { .. }));
+        self.done = !matches!(next, Ok(Some(_))) && !goes_on;
         match next {
             Ok(None) if !self.any => Some(Err(DataError::Empty { path: self.path.clone() })),
             Ok(None) => None,
@@ -171,7 +182,10 @@ impl Iterator for Records {
                 self.any = true;
                 Some(Ok(record))
             }
-            Err(e) => Some(Err(e)),
+            Err(e) => {
+                self.any = true;
+                Some(Err(e))
+            }
         }
     }
 }
@@ -194,6 +208,25 @@ pub fn read_text(path: &Path) -> Result<String, DataError> {
     }
 }
 
+/// The lines of a `txt` that are not blank, with their numbers from 1, one at a time.
+///
+/// # Errors
+/// As [`read_text`], while it is read.
+pub fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String), DataError>> + use<>, DataError> {
+    let (_, packing) = kind(path)?;
+    let (mut lines, path) = (Lines::new(stream(path, packing)?), path.to_owned());
+    Ok(std::iter::from_fn(move || {
+        loop {
+            match lines.next(&path) {
+                Ok(Some(text)) if text.trim().is_empty() => {}
+                Ok(Some(text)) => return Some(Ok((lines.line, text.trim_end_matches(['\n', '\r']).to_owned()))),
+                Ok(None) => return None,
+                Err(e) => return Some(Err(e)),
+            }
+        }
+    }))
+}
+
 fn lines_in(bytes: &[u8]) -> usize {
     bytes.iter().filter(|b| **b == b'\n').count()
 }
@@ -207,7 +240,12 @@ fn stream(path: &Path, packing: Packing) -> Result<Box<dyn BufRead>, DataError> 
         Packing::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
         Packing::Zstd => Box::new(BufReader::new(ZstdFrames { state: Some(Zstd::Between(file)) })),
     };
-    if reader.fill_buf().map_err(|e| read_error(path, 0, &e))?.starts_with(b"\xef\xbb\xbf") {
+    let first = reader.fill_buf().map_err(|e| read_error(path, 0, &e))?;
+    if first.starts_with(b"\xff\xfe") || first.starts_with(b"\xfe\xff") {
+        let reason = "it is UTF-16; convert it first: iconv -f utf-16 -t utf-8 IN > OUT".to_owned();
+        return Err(DataError::Format { path: path.to_owned(), reason });
+    }
+    if first.starts_with(b"\xef\xbb\xbf") {
         reader.consume(3);
     }
     Ok(reader)
@@ -458,6 +496,36 @@ mod tests {
             .map(|r| r.unwrap())
             .map(|r| (r.line, r.fields["a"].as_str().map_or_else(|| r.fields["a"].to_string(), str::to_owned)))
             .collect()
+    }
+
+    #[test]
+    fn a_tolerant_reader_goes_on_behind_rows_that_cannot_be_read() {
+        for (name, text, want) in [
+            ("d.jsonl", "{\"a\": 1}\n{\"a\": \n\n[]\n{\"a\": 2}\n", vec![Ok(1), Err(2), Err(4), Ok(5)]),
+            ("d.csv", "a,b\n1,2\n1\n1,2,3\n3,4\n", vec![Ok(2), Err(3), Err(4), Ok(5)]),
+            ("d.json", "[{\"a\": 1},\n{\"a\": x},\n{\"a\": 2}]", vec![Ok(1), Err(2), Ok(3)]),
+            ("d.json", "[{\"a\": 1},\n 7,\n{\"a\": 2}]", vec![Ok(1), Err(2)]), // where the next begins is not known
+        ] {
+            let (_dir, path) = write(name, text.as_bytes());
+            let rows = Records::open(&path).unwrap().tolerant().map(|r| match r {
+                Ok(r) => Ok(r.line),
+                Err(DataError::Row { line, .. }) => Err(line),
+                Err(e) => panic!("{e}"),
+            });
+            assert_eq!(rows.collect::<Vec<_>>(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn utf_16_is_refused_with_the_way_out() {
+        let bytes: Vec<u8> = "\u{feff}{\"a\": 1}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (name, bytes) in [("d.jsonl", bytes.clone()), ("d.txt", bytes)] {
+            let (_dir, path) = write(name, &bytes);
+            let read = || -> Result<(), DataError> {
+                if name.ends_with("txt") { read_text(&path).map(drop) } else { Records::open(&path).map(drop) }
+            };
+            assert!(read().unwrap_err().to_string().contains("iconv -f utf-16 -t utf-8"), "{name}");
+        }
     }
 
     #[track_caller]

@@ -18,7 +18,13 @@ impl Labels {
                 _ => None,
             })
             .collect();
-        let mut names: Vec<String> = seen.into_iter().cloned().collect();
+        Self::in_order(seen.into_iter().cloned())
+    }
+
+    /// Names of which each stands once: whole numbers by size, names by alphabet.
+    pub fn in_order(names: impl Iterator<Item = String>) -> Self {
+        let mut names: Vec<String> = names.collect();
+        names.sort();
         if names.iter().all(|n| n.parse::<i64>().is_ok()) {
             names.sort_by_key(|n| n.parse::<i64>().ok());
         }

@@ -1,4 +1,8 @@
 //! Train, validation, test, folds: seeded, stratified by label, and the same text never on two sides.
+//!
+//! - [`files`]: a file of rows → a file for each part
+
+pub mod files;
 
 use super::batch::{Row, Target};
 use super::example::Example;
@@ -12,7 +16,7 @@ use std::collections::BTreeMap;
 /// - `keys`: rows with the same key stay together
 /// - `strata`: rows are dealt out stratum by stratum, so that each part has its share of each
 /// - `shares`: of parts 1, 2, ...; their sum is below 1
-pub fn parts(keys: &[String], strata: &[usize], shares: &[f64], seed: u64) -> Vec<usize> {
+pub fn parts<K: Ord>(keys: &[K], strata: &[usize], shares: &[f64], seed: u64) -> Vec<usize> {
     assert!(shares.iter().all(|s| *s >= 0.0) && shares.iter().sum::<f64>() < 1.0, "shares {shares:?}");
     let n = shares.len() + 1;
     let choose = |done: &[usize], rows: usize| {
@@ -36,20 +40,20 @@ pub fn parts(keys: &[String], strata: &[usize], shares: &[f64], seed: u64) -> Ve
 }
 
 /// Which of `k` folds each row belongs to.
-pub fn folds(keys: &[String], strata: &[usize], k: usize, seed: u64) -> Vec<usize> {
+pub fn folds<K: Ord>(keys: &[K], strata: &[usize], k: usize, seed: u64) -> Vec<usize> {
     assert!(k > 1, "{k} folds");
     deal(keys, strata, seed, |done, _| (0..k).min_by_key(|fold| done[*fold]).unwrap_or(0), k)
 }
 
 /// Gives each group of equal keys to the part that `choose` names, from how many rows each part has and the group's size.
-fn deal(
-    keys: &[String],
+fn deal<K: Ord>(
+    keys: &[K],
     strata: &[usize],
     seed: u64,
     choose: impl Fn(&[usize], usize) -> usize,
     n: usize,
 ) -> Vec<usize> {
-    let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<&K, Vec<usize>> = BTreeMap::new();
     for (row, key) in keys.iter().enumerate() {
         groups.entry(key).or_default().push(row);
     }
@@ -98,7 +102,7 @@ pub fn hold_out_rows(rows: &[Row], share: f64, seed: u64) -> (Vec<usize>, Vec<us
 }
 
 /// Texts that differ in case and spaces alone are the same.
-fn normal(text: &str) -> String {
+pub(super) fn normal(text: &str) -> String {
     text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 

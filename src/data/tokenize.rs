@@ -53,6 +53,12 @@ pub(super) struct Sequence {
     pub class: Option<u32>,
 }
 
+/// A row's tokens before it is cut to length, and which of them are learned.
+pub(super) struct Counted {
+    pub ids: Vec<u32>,
+    pub learned: Vec<bool>,
+}
+
 enum Made {
     Whole(Sequence),
     Windows(Vec<Row>),
@@ -113,6 +119,34 @@ impl Tokenize<'_> {
             return Err(DataError::Format { path: data.path.clone(), reason });
         }
         Ok(out)
+    }
+
+    /// The tokens of one example; of an answer that is found in windows, the first that holds it.
+    ///
+    /// # Errors
+    /// What the tokenizer or the template says, and that nothing is learned.
+    pub(super) fn counted(&self, line: usize, example: &Example) -> Result<Counted, String> {
+        match self.example(line, example)? {
+            Made::Whole(mut s) => {
+                // A label is learned from the whole text, not token by token.
+                s.learned.resize(s.ids.len(), false);
+                let teaches = s.class.is_some() || s.learned.iter().skip(1).any(|l| *l);
+                if !teaches {
+                    return Err("what is to be learned gives no token".into());
+                }
+                Ok(Counted { ids: s.ids, learned: s.learned })
+            }
+            Made::Windows(rows) => {
+                let span = |r: &Row| match r.target {
+                    Target::Span { start, end } if end > 0 => Some((start as usize, end as usize)),
+                    _ => None,
+                };
+                let row = rows.iter().find(|r| span(r).is_some()).or(rows.first());
+                let row = row.ok_or("it has no token")?;
+                let inside = |i: usize| span(row).is_some_and(|(start, end)| (start..=end).contains(&i));
+                Ok(Counted { ids: row.ids.clone(), learned: (0..row.ids.len()).map(inside).collect() })
+            }
+        }
     }
 
     fn row_error(&self, data: &Dataset, line: usize, reason: String) -> DataError {
