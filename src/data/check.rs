@@ -125,8 +125,8 @@ impl Check<'_> {
         };
         let mut dropped = std::mem::take(&mut scan.dropped);
         let line = |row: u32| match (&held, row >= HELD) {
-            (Some(held), true) => held.lines[(row - HELD) as usize],
-            _ => scan.lines[row as usize],
+            (Some(held), true) => held.lines[(row - HELD) as usize] as usize,
+            _ => scan.lines[row as usize] as usize,
         };
         let same = same(exact, &line, scan.lines.len(), &mut problems, &mut dropped)?;
         let near = candidates(near, &same)?;

@@ -35,7 +35,7 @@ pub struct Scan<'a> {
     /// What the fields say.
     pub schema: Schema,
     /// Line of each row.
-    pub lines: Vec<usize>,
+    pub lines: Vec<u32>,
     /// Rows of each label.
     pub labels: BTreeMap<String, usize>,
     /// Rows to count tokens of.
@@ -130,7 +130,7 @@ impl<'a> Scan<'a> {
         let row = self.first() + self.lines.len() as u32;
         let held = self.side == Side::Held;
         let line = fact.line;
-        self.lines.push(line);
+        self.lines.push(line as u32);
         let note = |text: String| if held { format!("held-out file: {text}") } else { text };
         let known = match fact.outcome {
             Ok(known) => known,

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 /// Bytes of text that are kept to count tokens of.
-const SAMPLE_BYTES: usize = 48 << 20;
+const SAMPLE_BYTES: usize = 24 << 20;
 /// The longest rows, by bytes, are always counted: they decide --max-len.
 const LONGEST: usize = 256;
 /// Tokens that `tune` allows a row by default.
@@ -213,7 +213,7 @@ mod tests {
             let long = row % 1000 == 500;
             sample.push(row, row as usize, Example::Text("x".repeat(if long { 200_000 } else { 40_000 })));
         }
-        assert!(!sample.whole() && sample.bytes <= SAMPLE_BYTES && sample.rows.len() > 500);
+        assert!(!sample.whole() && sample.bytes <= SAMPLE_BYTES && sample.rows.len() > 250);
         let early = sample.rows.iter().filter(|r| r.1 < rows / 2).count() as f64 / sample.rows.len() as f64;
         assert!((0.4..0.6).contains(&early), "{early}");
         let kept = |row: &u32| sample.long.contains_key(row) || sample.rows.iter().any(|r| r.1 == *row);
