@@ -1,12 +1,23 @@
 //! Files → rows of named fields. The ending of the name says the format; `.gz` and `.zst` are opened on the way.
 //!
 //! Rows are read one at a time; only a `txt` is read whole.
+//!
+//! - [`stream`]: a file → its bytes, unpacked; [`text`]: its lines, or the whole of it
+//! - [`objects`]: JSON text → the bytes of one object after another
+
+mod objects;
+mod stream;
+mod text;
 
 use super::DataError;
+use objects::Objects;
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use stream::{Packing, stream};
+use text::Lines;
+
+pub use text::{lines, read_text};
 
 /// What a file is, by the ending of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +34,6 @@ pub enum Format {
     Txt,
     /// Pre-tokenized safetensors, see [`super::tokens`].
     Tokens,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
-    None,
-    Gzip,
-    Zstd,
 }
 
 impl Format {
@@ -185,225 +189,6 @@ impl Iterator for Records {
             Err(e) => {
                 self.any = true;
                 Some(Err(e))
-            }
-        }
-    }
-}
-
-/// The whole text of a `txt`.
-///
-/// # Errors
-/// [`DataError::Empty`] when it holds nothing but blanks, and a row error at the first byte that is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String, DataError> {
-    let (_, packing) = kind(path)?;
-    let mut bytes = Vec::new();
-    stream(path, packing)?.read_to_end(&mut bytes).map_err(|e| read_error(path, lines_in(&bytes), &e))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        not_utf8(path, lines_in(&e.as_bytes()[..at]) + 1, at)
-    })?;
-    match text.trim().is_empty() {
-        true => Err(DataError::Empty { path: path.to_owned() }),
-        false => Ok(text),
-    }
-}
-
-/// The lines of a `txt` that are not blank, with their numbers from 1, one at a time.
-///
-/// # Errors
-/// As [`read_text`], while it is read.
-pub fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, String), DataError>> + use<>, DataError> {
-    let (_, packing) = kind(path)?;
-    let (mut lines, path) = (Lines::new(stream(path, packing)?), path.to_owned());
-    Ok(std::iter::from_fn(move || {
-        loop {
-            match lines.next(&path) {
-                Ok(Some(text)) if text.trim().is_empty() => {}
-                Ok(Some(text)) => return Some(Ok((lines.line, text.trim_end_matches(['\n', '\r']).to_owned()))),
-                Ok(None) => return None,
-                Err(e) => return Some(Err(e)),
-            }
-        }
-    }))
-}
-
-fn lines_in(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|b| **b == b'\n').count()
-}
-
-/// The file's bytes, unpacked, without a byte order mark.
-fn stream(path: &Path, packing: Packing) -> Result<Box<dyn BufRead>, DataError> {
-    let cannot = |e: std::io::Error| DataError::Open { path: path.to_owned(), reason: e.to_string() };
-    let file = BufReader::with_capacity(1 << 16, File::open(path).map_err(cannot)?);
-    let mut reader: Box<dyn BufRead> = match packing {
-        Packing::None => Box::new(file),
-        Packing::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-        Packing::Zstd => Box::new(BufReader::new(ZstdFrames { state: Some(Zstd::Between(file)) })),
-    };
-    let first = reader.fill_buf().map_err(|e| read_error(path, 0, &e))?;
-    if first.starts_with(b"\xff\xfe") || first.starts_with(b"\xfe\xff") {
-        let reason = "it is UTF-16; convert it first: iconv -f utf-16 -t utf-8 IN > OUT".to_owned();
-        return Err(DataError::Format { path: path.to_owned(), reason });
-    }
-    if first.starts_with(b"\xef\xbb\xbf") {
-        reader.consume(3);
-    }
-    Ok(reader)
-}
-
-/// A zstd file is any number of frames, one after another.
-struct ZstdFrames {
-    state: Option<Zstd>,
-}
-
-enum Zstd {
-    Between(BufReader<File>),
-    Inside(Box<ruzstd::decoding::StreamingDecoder<BufReader<File>, ruzstd::decoding::FrameDecoder>>),
-}
-
-impl Read for ZstdFrames {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            match self.state.take() {
-                None => return Ok(0),
-                Some(Zstd::Between(mut file)) => {
-                    if file.fill_buf()?.is_empty() {
-                        return Ok(0);
-                    }
-                    let decoder = ruzstd::decoding::StreamingDecoder::new(file).map_err(std::io::Error::other)?;
-                    self.state = Some(Zstd::Inside(Box::new(decoder)));
-                }
-                Some(Zstd::Inside(mut decoder)) => match decoder.read(out)? {
-                    0 if !out.is_empty() => self.state = Some(Zstd::Between(decoder.into_inner())),
-                    n => {
-                        self.state = Some(Zstd::Inside(decoder));
-                        return Ok(n);
-                    }
-                },
-            }
-        }
-    }
-}
-
-struct Lines {
-    reader: Box<dyn BufRead>,
-    line: usize,
-}
-
-impl Lines {
-    fn new(reader: Box<dyn BufRead>) -> Self {
-        Self { reader, line: 0 }
-    }
-
-    fn next(&mut self, path: &Path) -> Result<Option<String>, DataError> {
-        let mut bytes = Vec::new();
-        if self.reader.read_until(b'\n', &mut bytes).map_err(|e| read_error(path, self.line, &e))? == 0 {
-            return Ok(None);
-        }
-        self.line += 1;
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text)),
-            Err(e) => Err(not_utf8(path, self.line, e.utf8_error().valid_up_to())),
-        }
-    }
-}
-
-/// Splits a JSON array of objects (or objects one after another) into the bytes of each, without holding the whole.
-struct Objects {
-    reader: Box<dyn BufRead>,
-    line: usize,
-    /// What may come next at the top level.
-    state: Top,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Top {
-    Start,
-    First,
-    AfterElement,
-    Element,
-    Sequence,
-    End,
-}
-
-impl Objects {
-    fn new(reader: Box<dyn BufRead>) -> Self {
-        Self { reader, line: 1, state: Top::Start }
-    }
-
-    fn next(&mut self, path: &Path) -> Result<Option<(usize, Vec<u8>)>, DataError> {
-        let row = |line, reason: &str| DataError::Row { path: path.to_owned(), line, reason: reason.to_owned() };
-        let stray = "not valid JSON: expected an array of objects, like [{...}, {...}]";
-        loop {
-            let Some(byte) = self.peek(path)? else {
-                return match self.state {
-                    Top::Start | Top::Sequence | Top::End => Ok(None),
-                    _ => Err(row(self.line, "not valid JSON: the file ends inside the array; its last `]` is missing")),
-                };
-            };
-            self.state = match (self.state, byte) {
-                (_, b' ' | b'\t' | b'\r') => self.state,
-                (_, b'\n') => {
-                    self.line += 1;
-                    self.state
-                }
-                (Top::Start, b'[') => Top::First,
-                (Top::First | Top::AfterElement, b']') => Top::End,
-                (Top::AfterElement, b',') => Top::Element,
-                (Top::AfterElement, _) => {
-                    return Err(row(self.line, "not valid JSON: `,` or `]` is missing before this"));
-                }
-                (Top::First | Top::Element, b'{') => {
-                    let object = self.object(path)?;
-                    self.state = Top::AfterElement;
-                    return Ok(Some(object));
-                }
-                (Top::Start | Top::Sequence, b'{') => {
-                    let object = self.object(path)?;
-                    self.state = Top::Sequence;
-                    return Ok(Some(object));
-                }
-                _ => return Err(row(self.line, stray)),
-            };
-            self.reader.consume(1);
-        }
-    }
-
-    fn peek(&mut self, path: &Path) -> Result<Option<u8>, DataError> {
-        let line = self.line - 1;
-        Ok(self.reader.fill_buf().map_err(|e| read_error(path, line, &e))?.first().copied())
-    }
-
-    /// From `{` to the `}` that closes it.
-    fn object(&mut self, path: &Path) -> Result<(usize, Vec<u8>), DataError> {
-        let (start, mut bytes) = (self.line, Vec::new());
-        let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
-        loop {
-            let buffer = self.reader.fill_buf().map_err(|e| read_error(path, self.line - 1, &e))?;
-            if buffer.is_empty() {
-                let reason = "not valid JSON: the file ends inside this object".to_owned();
-                return Err(DataError::Row { path: path.to_owned(), line: start, reason });
-            }
-            let mut used = 0;
-            for byte in buffer {
-                used += 1;
-                self.line += usize::from(*byte == b'\n');
-                match (quoted, *byte) {
-                    (true, _) if escaped => escaped = false,
-                    (true, b'\\') => escaped = true,
-                    (_, b'"') => quoted = !quoted,
-                    (false, b'{' | b'[') => depth += 1,
-                    (false, b'}' | b']') => depth -= 1,
-                    _ => {}
-                }
-                if depth == 0 {
-                    break;
-                }
-            }
-            bytes.extend_from_slice(&buffer[..used]);
-            self.reader.consume(used);
-            if depth == 0 {
-                return Ok((start, bytes));
             }
         }
     }
