@@ -1,16 +1,18 @@
 """What `edgeft quantize --to onnx` writes, in the hands of others: onnx's checker takes it and ONNX Runtime runs it.
 
-usage: onnx_out.py EDGEFT GOLDENS DATA WORK [--only NAME]   (with onnx, onnxruntime, safetensors and gguf, wheels that need no network later)
+usage: onnx_out.py EDGEFT GOLDENS DATA WORK [--only NAME]   (with onnx, onnxruntime, onnxruntime-genai, safetensors and gguf, wheels
+                                                            that need no network later)
 
-- f32: the logits that transformers recorded and those of the few lines of numpy below, to 1e-3; token by token with the
+- f32: the logits that transformers recorded and those of the few lines of numpy in networks.py, to 1e-3; token by token with the
   cache the same as in one pass; padding before a text changes nothing; the same greedy text as the cpu engine
 - q8_0, q4_0: every weight is bit for bit what gguf-py decodes from the GGUF file of that type, and the logits are those of
   the f32 graph with these weights in it, to 1e-3
+- `--onnx ort`: the logits of the portable graph, to 1e-3, and in f32 all of the above; the codes are those of the GGUF file's
+  blocks; ONNX Runtime GenAI loads the folder and writes the text of the engine ort
 """
 
 import argparse
 import json
-import math
 import pathlib
 import shutil
 import subprocess
@@ -20,6 +22,8 @@ import gguf
 import numpy as np
 import onnx
 import onnxruntime as ort
+import onnxruntime_genai as genai
+from networks import Numpy, bare
 from safetensors.numpy import load_file, save_file
 
 BOUND = 1e-3
@@ -51,13 +55,13 @@ def edgeft(binary, *args):
 class Model:
     """An ONNX folder in a session."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, file="model.onnx"):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 2
         options.log_severity_level = 3
         # Activations stay f32: by default ONNX Runtime rounds them to eight bits where weights have codes.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.caches = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
@@ -85,90 +89,6 @@ def largest(a, b, mask=None):
     if mask is not None and difference.ndim > 1 and difference.shape[:2] == mask.shape:
         difference = difference[mask == 1]
     return float(difference.max())
-
-
-class Numpy:
-    """The networks once more, from the papers: one row without padding in, its outputs by name."""
-
-    def __init__(self, folder):
-        self.config = json.loads((folder / "config.json").read_text())
-        self.weights = {bare(n): x.astype(np.float64) for n, x in load_file(folder / "model.safetensors").items()}
-        self.heads = self.config["num_attention_heads"]
-        self.kv_heads = self.config.get("num_key_value_heads", self.heads)
-        self.width = self.config.get("head_dim") or self.config["hidden_size"] // self.heads
-
-    def run(self, ids):
-        return self.bert(ids) if self.config["model_type"] == "bert" else self.llama(ids)
-
-    def linear(self, x, name):
-        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
-
-    def attend(self, q, k, v, seen):
-        q, k, v = (x.reshape(len(x), -1, self.width).swapaxes(0, 1) for x in (q, k, v))
-        k, v = (np.repeat(x, self.heads // self.kv_heads, 0) for x in (k, v))
-        scores = np.where(seen, q @ k.swapaxes(1, 2) / math.sqrt(self.width), -np.inf)
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        return (shares / shares.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(seen), -1)
-
-    def frequencies(self):
-        rope = self.config.get("rope_parameters") or {"rope_theta": self.config.get("rope_theta", 10000.0), "rope_type": "default"}
-        base = rope["rope_theta"] ** (-np.arange(0, self.width, 2) / self.width)
-        if rope["rope_type"] == "llama3":
-            factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-            turns = rope["original_max_position_embeddings"] * base / (2 * math.pi)
-            share = np.clip((turns - low) / (high - low), 0, 1)
-            base = base * (share + (1 - share) / factor)
-        return base
-
-    def llama(self, ids):
-        at, n = np.arange(len(ids)), self.config["num_hidden_layers"]
-        seen = at[None] <= at[:, None]
-        if self.config.get("sliding_window"):
-            seen &= at[:, None] - at[None] < self.config["sliding_window"]
-        turn = np.exp(1j * at[:, None] * self.frequencies())[:, None]
-
-        def rotate(x):
-            x = x.reshape(len(ids), -1, 2, self.width // 2)
-            x = (x[:, :, 0] + 1j * x[:, :, 1]) * turn
-            return np.concatenate([x.real, x.imag], -1)
-
-        def norm(x, name):
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * self.weights[f"{name}.weight"]
-
-        x = self.weights["embed_tokens.weight"][ids]
-        for i in range(n):
-            h = norm(x, f"layers.{i}.input_layernorm")
-            q, k, v = (self.linear(h, f"layers.{i}.self_attn.{p}_proj") for p in "qkv")
-            x = x + self.linear(self.attend(rotate(q), rotate(k), v, seen), f"layers.{i}.self_attn.o_proj")
-            h = norm(x, f"layers.{i}.post_attention_layernorm")
-            gate, up = (self.linear(h, f"layers.{i}.mlp.{p}_proj") for p in ("gate", "up"))
-            x = x + self.linear(gate / (1 + np.exp(-gate)) * up, f"layers.{i}.mlp.down_proj")
-        x = norm(x, "norm")
-        if "score.weight" in self.weights:
-            return {"logits": self.linear(x[-1], "score")}
-        head = self.weights.get("lm_head.weight", self.weights["embed_tokens.weight"])
-        return {"logits": x @ head.T}
-
-    def bert(self, ids):
-        def norm(x, name):
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + self.config["layer_norm_eps"])
-            return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-
-        w, erf = self.weights, np.vectorize(math.erf)
-        x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
-        x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-        for i in range(self.config["num_hidden_layers"]):
-            at = f"encoder.layer.{i}"
-            q, k, v = (self.linear(x, f"{at}.attention.self.{p}") for p in ("query", "key", "value"))
-            y = self.linear(self.attend(q, k, v, np.ones((len(ids), len(ids)), bool)), f"{at}.attention.output.dense")
-            x = norm(x + y, f"{at}.attention.output.LayerNorm")
-            h = self.linear(x, f"{at}.intermediate.dense")
-            x = norm(x + self.linear(h * (1 + erf(h / math.sqrt(2))) / 2, f"{at}.output.dense"), f"{at}.output.LayerNorm")
-        if "classifier.weight" in w:
-            return {"logits": self.linear(np.tanh(self.linear(x[0], "pooler.dense")), "classifier")}
-        if "qa_outputs.weight" in w:
-            return dict(zip(("start_logits", "end_logits"), self.linear(x, "qa_outputs").T))
-        return {"last_hidden_state": x}
 
 
 def by_numpy(model, folder, ids, mask):
@@ -237,12 +157,6 @@ def name_of(tensor, bert):
     return f"{table['.'.join(parts)]}.{end}"
 
 
-def bare(name):
-    for prefix in ("model.", "bert."):
-        name = name.removeprefix(prefix)
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
 def apart(x, heads):
     """Rows of each head from adjacent pairs, as GGUF Llama files have them, to pairs half a head apart."""
     return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
@@ -281,6 +195,118 @@ def stored(folder):
             x = x * np.repeat(scale, x.shape[axis] // scale.shape[axis], axis)
         out[bare(name)] = x.T if turned else x
     return out
+
+
+def blocks(tensor):
+    """Unsigned codes of a tensor of q4_0 or q8_0 blocks, (rows, columns), read off its bytes."""
+    rows = tensor.data.reshape(tensor.shape[1], -1)
+    if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:
+        return (rows.reshape(len(rows), -1, 34)[:, :, 2:] ^ 0x80).reshape(len(rows), -1)
+    halves = rows.reshape(len(rows), -1, 18)[:, :, 2:]
+    return np.concatenate([halves & 15, halves >> 4], 2).reshape(len(rows), -1)
+
+
+def same_codes(folder, file, name):
+    """The codes of `--onnx ort` are those of the GGUF file's blocks, the scales theirs; how many tensors have some."""
+    model = onnx.load(folder / "model.onnx")
+    arrays = {bare(t.name): onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    reader, compared = gguf.GGUFReader(file), 0
+    arch = reader.fields["general.architecture"].contents()
+    for tensor in reader.tensors:
+        if tensor.tensor_type not in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
+            continue
+        want, weights = blocks(tensor), gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        for part, heads in (("attn_q", "head_count"), ("attn_k", "head_count_kv")):
+            if arch == "llama" and f".{part}." in tensor.name:
+                heads = reader.fields[f"llama.attention.{heads}"].contents()
+                want, weights = apart(want, heads), apart(weights, heads)
+        weight = bare(name_of(tensor.name, arch == "bert"))
+        if weight not in arrays and weight.startswith("pooler."):
+            continue  # vectors of texts need none
+        stored, scale = arrays[weight], arrays[f"{weight}.scale"]
+        if stored.dtype != np.uint8 or scale.dtype != np.float32:
+            sys.exit(f"{name}: `{weight}` is {stored.dtype} with scales of {scale.dtype}")
+        got, bits = stored.reshape(len(want), -1), 8 * stored.size // want.size
+        if bits == 4:
+            got = np.stack([got & 15, got >> 4], 2).reshape(len(want), -1)
+        values = (got.astype(np.float32) - (1 << bits - 1)) * np.repeat(scale, 32, 1)
+        if not np.array_equal(got, want) or not np.array_equal(values.view(np.uint32), np.ascontiguousarray(weights, np.float32).view(np.uint32)):
+            sys.exit(f"{name}: the codes or scales of `{weight}` are not those of the GGUF file")
+        compared += 1
+    return compared
+
+
+def precise(folder):
+    """The graph with activations in f32: `MatMulNBits` is told to round them to eight bits."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = 1
+    onnx.save(model, folder / "precise.onnx")
+    return Model(folder, "precise.onnx")
+
+
+def checked(folder):
+    """onnx's checker, which takes `SimplifiedLayerNormalization` for an unknown standard operator."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = "com.microsoft"
+    onnx.save(model, folder / "checked.onnx")
+    onnx.checker.check_model(folder / "checked.onnx", full_check=True)
+    (folder / "checked.onnx").unlink()
+
+
+def genai_text(binary, folder, prompt="Once upon a time", n=48):
+    """Tokens and characters in which ONNX Runtime GenAI's greedy text differs from the engine ort's."""
+    ours = edgeft(binary, "run", folder, "-p", prompt, "-n", n, "--temperature", 0)
+    ids = edgeft(binary, "tokenize", folder, "--text", prompt)["ids"]
+    model = genai.Model(str(folder))
+    tokenizer, parameters = genai.Tokenizer(model), genai.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=len(ids) + len(ours["token_ids"]))
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array(ids, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    theirs = [int(t) for t in generator.get_sequence(0)][len(ids) :]
+    text = tokenizer.decode(np.array(theirs, np.int32))
+    if text.strip() != ours["text"].strip():
+        print(f"     genai {text!r}\n     ours  {ours['text']!r}")
+    return float(sum(a != b for a, b in zip(theirs, ours["token_ids"])) + (text.strip() != ours["text"].strip()))
+
+
+def fused(binary, name, folder, ty, io, work, line):
+    """`--onnx ort` beside the portable folder of the type."""
+    ids, mask = io["input_ids"], io["attention_mask"]
+    place, portable = work / name / f"{ty}-ort", work / name / ty
+    window = json.loads((folder / "config.json").read_text()).get("sliding_window")
+    command = ["quantize", folder, "--to", "onnx", "--onnx", "ort", "--type", ty, "--out", place]
+    if window:
+        done = subprocess.run([str(binary), *map(str, command)], capture_output=True, text=True)
+        if done.returncode != 2 or "portable" not in done.stderr:
+            sys.exit(f"{name} {ty}: a window was not refused: {done.returncode} {done.stderr}")
+        return
+    report = edgeft(binary, *command)
+    size = sum(f.stat().st_size for f in place.iterdir())
+    if report["bytes"] != size:
+        sys.exit(f"{name} {ty} for ort: {report['bytes']} bytes reported, {size} written")
+    checked(place)
+    model, ones = precise(place), np.ones_like(ids)
+    outputs, want = model.run(ids, ones), Model(portable).run(ids, ones)
+    line[f"ort {ty}"] = max(largest(outputs[o], want[o]) for o in want)
+    if ty == "f32":
+        if set(io) & {"logits", "start_logits"}:
+            line["ort recorded"] = recorded(model, io)
+        line["ort numpy"] = by_numpy(model, folder, ids, mask)
+        if model.caches:
+            line["ort stepwise"] = stepwise(model, ids[:1])  # several tokens behind a past: one row at a time
+    if ty in ("q8_0", "q4_0"):
+        if not same_codes(place, work / name / f"{ty}.gguf", f"{name} {ty} for ort"):
+            sys.exit(f"{name} {ty} for ort: no tensor has codes")
+    if model.caches and (folder / "tokenizer.json").exists():
+        for at in (place, portable) if ty == "f32" else (place,):
+            line[f"genai {ty}" + ("" if at == place else " portable")] = genai_text(binary, at)
 
 
 def with_weights(folder, weights, out):
@@ -323,6 +349,7 @@ def case(binary, name, folder, io, work):
                 line["padded"] = padded_left(model, ids)
             if model.caches and (folder / "tokenizer.json").exists():
                 line["text"] = same_text(binary, folder, model)
+            fused(binary, name, folder, ty, io, work, line)
             continue
         file = work / name / f"{ty}.gguf"
         edgeft(binary, "quantize", folder, "--type", ty, "--out", file)
@@ -337,6 +364,7 @@ def case(binary, name, folder, io, work):
         with_weights(plain, want, work / name / "twin")
         twin, outputs = Model(work / name / "twin").run(ids, np.ones_like(ids)), model.run(ids, np.ones_like(ids))
         line[ty] = max(largest(outputs[o], twin[o]) for o in model.outputs)
+        fused(binary, name, folder, ty, io, work, line)
     return line
 
 
@@ -367,6 +395,7 @@ def main():
     mask = (np.arange(24) < np.array([[24], [17], [1]])).astype(np.int64)
     made = [("llama_classify", classifier(args.goldens / "llama", args.work / "classifier"), 384)]
     made += [(name, args.data / "models" / name, vocab) for name, vocab in (("stories260K", 512), ("all-MiniLM-L6-v2", 30522))]
+    made += [("nano", pathlib.Path(__file__).parent.parent / "src/demo/nano", 2048)]
     cases += [(name, folder, {"input_ids": rng.integers(3, vocab, (3, 24)), "attention_mask": mask}) for name, folder, vocab in made]
     failed = False
     for name, folder, io in cases:

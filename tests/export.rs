@@ -18,6 +18,8 @@ fn an_onnx_folder_is_refused_before_anything_is_written() {
         &["ffn_down", "q4_1", "ONNX", "q8_0 q4_0"],
     );
     refuses(&folder, &line("--type q8_0"), &["--out"]);
+    refuses(&folder, "quantize base --type q8_0 --out m.gguf --onnx ort", &["--onnx", "--to onnx"]);
+    refuses(&folder, &line("--type q8_0 --out m --onnx tract"), &["'tract'", "portable", "ort"]);
     refuses(&folder, &line("--type q8_0 --out base"), &["base", "exists", "--force"]);
     refuses(&folder, &line("--type q8_0 --out base --force"), &["base", "holds no model.onnx"]);
     folder.write("note.txt", "mine");
@@ -107,6 +109,32 @@ fn inspect_shows_an_onnx_file_and_names_what_is_broken() {
     folder.write("alone/model.onnx", &model);
     let json = folder.edgeft("inspect alone/model.onnx --json").ok().json();
     assert_eq!(json["data_files"], serde_json::json!({"model.onnx.data": null}));
+}
+
+#[test]
+fn a_folder_for_onnx_runtime_says_so_in_its_operators_and_to_genai() {
+    let folder = folder();
+    let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&folder.read(name)).expect("JSON") };
+    let genai = |flags: &str, out: &str| {
+        folder.edgeft(&format!("quantize base --to onnx --type q4_0 --out {out} {flags}")).ok();
+        let json = folder.edgeft(&format!("inspect {out}/model.onnx --json")).ok().json();
+        let asked = read(&format!("{out}/genai_config.json"));
+        let shared = asked["search"]["past_present_share_buffer"].as_bool().expect("a flag");
+        let named = asked["model"]["decoder"]["inputs"]["position_ids"].is_string();
+        let taken = json["inputs"].as_array().is_some_and(|i| i.iter().any(|i| i["name"] == "position_ids"));
+        assert_eq!(named, taken, "{out}: genai_config.json names the inputs that the graph has");
+        (json, shared)
+    };
+    let (portable, shared) = genai("--onnx portable", "portable");
+    assert!(!shared && portable["opsets"]["com.microsoft"].is_null());
+    let (fused, shared) = genai("--onnx ort", "fused");
+    assert!(shared);
+    assert_eq!(fused["opsets"], json!({"ai.onnx": 17, "com.microsoft": 1}));
+    let operators = &fused["operators"];
+    assert_eq!(operators["com.microsoft.GroupQueryAttention"], 2, "{operators}");
+    assert_eq!(operators["com.microsoft.MatMulNBits"], 2 * 7 + 1, "{operators}");
+    let bytes = |json: &serde_json::Value| json["data_files"]["model.onnx.data"].as_u64().expect("a size");
+    assert!(bytes(&fused) < bytes(&portable), "{} and {}", bytes(&fused), bytes(&portable));
 }
 
 #[test]

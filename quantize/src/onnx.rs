@@ -13,23 +13,25 @@
 //! Ids, masks and positions are INT64, the rest is f32. Padding may stand before or behind the tokens of a decoder, as its
 //! positions are told; behind those of an encoder.
 //!
+//! With [`Operators::Ort`] the nodes are ONNX Runtime's own where it has some; a decoder then takes `position_ids` only if
+//! its head width is no multiple of 16, and padding stands behind its tokens.
+//!
 //! Where the file comes from, its task and its labels are in `metadata_props`, under the keys of the GGUF file. Codes and
 //! scales are those of the GGUF file of the same plan, bit for bit: both come from [`crate::codec`].
 
 mod bert;
 mod codes;
 mod folder;
+mod fused;
 mod graph;
 mod llama;
 mod net;
 pub mod proto;
-mod read;
 #[cfg(test)]
 mod tests;
 mod weights;
 
 pub use folder::{MODEL_FILE, write_onnx_folder};
-pub use read::{External, OnnxFile, OnnxTensor, ReadError, ValueInfo};
 pub use weights::DATA_FILE;
 
 use crate::{
@@ -41,12 +43,30 @@ use crate::{
     stream::sha256,
 };
 use edgeft_runtime::format::gguf::{Array, Value};
-use graph::{Graph, OPSET};
+use graph::{CONTRIB, Graph, OPSET};
 use net::Net;
 use prost::Message;
 use proto::{ModelProto, OperatorSetIdProto, StringStringEntryProto};
 use std::{collections::BTreeMap, io::Write};
 use weights::Weights;
+
+/// Which operators a graph is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operators {
+    /// Standard ones alone: any runtime takes them.
+    #[default]
+    Portable,
+    /// ONNX Runtime's own as well, where it has some: MatMulNBits and GatherBlockQuantized for codes, and in decoders with a
+    /// cache GroupQueryAttention and SkipSimplifiedLayerNormalization, in the layout of ONNX Runtime GenAI.
+    Ort,
+}
+
+impl Operators {
+    /// Whether a decoder of heads this wide has the input `position_ids`.
+    pub fn takes_positions(self, head_dim: usize) -> bool {
+        self == Self::Portable || !head_dim.is_multiple_of(16)
+    }
+}
 
 /// Mixes that ONNX's operators can express.
 pub const MIXES: [Mix; 6] = [Mix::F32, Mix::F16, Mix::BF16, Mix::Q8_0, Mix::Q4_0, Mix::Q6_K];
@@ -65,20 +85,29 @@ const GGUF_ONLY: [&str; 3] = ["general.type", "general.file_type", "general.quan
 /// `extra` is added to the metadata, as in [`crate::write_gguf`]. `progress` hears `(elements done, elements in all)`.
 ///
 /// # Errors
-/// A tensor whose type has no form in ONNX; one that cannot be read, has another length than its shape, or holds a value
+/// A tensor whose type has no form in ONNX; a shape that the operators do not take; a tensor that cannot be read, has another length than its shape, or holds a value
 /// that is not finite or too large (with tensor, row and column); a plan made for another source; a failing `data`.
 pub fn write_onnx(
     source: &dyn TensorSource,
     plan: &Plan,
+    operators: Operators,
     extra: &[(String, Value)],
     data: &mut dyn Write,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Vec<u8>, Report)> {
     let spec = source.spec();
-    let mut metadata_props = properties(source, plan, extra)?; // what it refuses, it refuses before a weight is read
-    let weights = Weights::new(source, plan, data, progress)?;
+    let fused = operators == Operators::Ort
+        && spec.arch != Arch::Bert
+        && !matches!(spec.task, crate::source::Task::Classify { .. });
+    // What is refused is refused before a weight is read.
+    let mut metadata_props = properties(source, plan, extra)?;
+    if fused {
+        fused::check(spec)?;
+    }
+    let weights = Weights::new(source, plan, operators, data, progress)?;
     let mut net = Net { spec, graph: Graph::new(weights.opset()), weights };
     match spec.arch {
+        Arch::Llama | Arch::Qwen2 if fused => fused::build(&mut net)?,
         Arch::Llama | Arch::Qwen2 => llama::build(&mut net)?,
         Arch::Bert => bert::build(&mut net)?,
     }
@@ -87,12 +116,16 @@ pub fn write_onnx(
     let (unused, data_sha256, data_bytes) = weights.finish()?;
     metadata_props.push(StringStringEntryProto { key: "edgeft.data_sha256".into(), value: data_sha256 });
     let opset = graph.opset();
+    let mut sets = vec![OperatorSetIdProto { domain: String::new(), version: opset }];
+    if graph.has_contrib() {
+        sets.push(OperatorSetIdProto { domain: CONTRIB.0.into(), version: CONTRIB.1 });
+    }
     let model = ModelProto {
         ir_version: if opset == OPSET { 8 } else { 10 },
         producer_name: "edgeft".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(graph.finish(&spec.name)),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: opset }],
+        opset_import: sets,
         metadata_props,
     };
     let bytes = model.encode_to_vec();

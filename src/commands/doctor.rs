@@ -7,6 +7,7 @@ use crate::export;
 use crate::model::open::Opened;
 use crate::package::runner::{Runner, build_command};
 use crate::profile::{Profile, this};
+use edgeft_quantize::onnx::Operators;
 use edgeft_quantize::{Mix, PlanOptions};
 use edgeft_runtime::engine::{Backend, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::kernels::Kernels;
@@ -184,7 +185,15 @@ fn ort(threads: usize) -> Check {
     let folder = tempfile::tempdir().map_err(anyhow::Error::from).and_then(|dir| {
         let nano = Opened::open("nano", 0)?;
         let place = dir.path().join("nano");
-        export::onnx::to_folder(&nano, Mix::F32, &PlanOptions::default(), &place, false, &mut |_, _| {})?;
+        export::onnx::to_folder(
+            &nano,
+            Mix::F32,
+            &PlanOptions::default(),
+            Operators::Portable,
+            &place,
+            false,
+            &mut |_, _| {},
+        )?;
         Ok((Model::open(&place)?, dir))
     });
     match folder {

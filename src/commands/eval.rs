@@ -65,7 +65,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
-    args.ort.load_for(args.engine, &[&args.model])?;
+    args.ort.load_for(&[(&args.model, args.engine)])?;
     let mut subject = match &args.adapter {
         None => Subject::open(&args.model, args.engine, None, global.threads())?,
         Some(adapter) => Subject::with_adapter(&args.model, adapter)?,

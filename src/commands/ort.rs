@@ -8,7 +8,9 @@
 //! 5. where the system's loader finds it
 
 use crate::eval::subject::EngineName;
+use crate::export::Runnable;
 use crate::model::open::Place;
+use edgeft_runtime::engine::Backend;
 use std::path::PathBuf;
 
 /// Flags of ONNX Runtime.
@@ -20,13 +22,20 @@ pub struct OrtArgs {
 }
 
 impl OrtArgs {
-    /// Loads the library when the engine, or the kind of one of the models, needs it.
+    /// Loads the library when one of the models, each with the engine that was asked for, needs it.
     ///
     /// # Errors
-    /// As [`OrtArgs::load`].
-    pub fn load_for(&self, engine: Option<EngineName>, models: &[&str]) -> anyhow::Result<()> {
-        let needs = |model: &&str| matches!(Place::of(model), Ok(Place::Onnx(_)));
-        if engine == Some(EngineName::Ort) || models.iter().any(needs) { self.load() } else { Ok(()) }
+    /// A model that is no ONNX folder, which is told before a library is missed; as [`OrtArgs::load`].
+    pub fn load_for(&self, models: &[(&str, Option<EngineName>)]) -> anyhow::Result<()> {
+        let mut needed = false;
+        for (model, engine) in models {
+            let by_kind = engine.is_none() && matches!(Place::of(model), Ok(Place::Onnx(_)));
+            if by_kind || *engine == Some(EngineName::Ort) {
+                Runnable::open(model, Some(Backend::Ort))?;
+                needed = true;
+            }
+        }
+        if needed { self.load() } else { Ok(()) }
     }
 
     /// Finds and loads the library.

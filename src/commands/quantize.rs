@@ -6,7 +6,8 @@ use crate::cli::Global;
 use crate::error::{BadInput, GateFailed};
 use crate::export;
 use crate::model::open::Opened;
-use edgeft_quantize::{Mix, Plan, PlanOptions, Regex, onnx};
+use edgeft_quantize::onnx::{self, Operators};
+use edgeft_quantize::{Mix, Plan, PlanOptions, Regex};
 use edgeft_runtime::format::GgmlType;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -32,6 +33,9 @@ pub struct QuantizeArgs {
     /// File format
     #[arg(long, value_enum, default_value = "gguf")]
     pub to: Target,
+    /// Operators of an ONNX graph [default: portable]
+    #[arg(long, value_enum, value_name = "OPERATORS")]
+    pub onnx: Option<OnnxOperators>,
     /// Print which tensor would get which type, and write nothing
     #[arg(long)]
     pub plan: bool,
@@ -61,6 +65,15 @@ pub enum Target {
     Onnx,
 }
 
+/// Operators of an ONNX graph.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnnxOperators {
+    /// Standard ones: any runtime takes them
+    Portable,
+    /// ONNX Runtime's own as well, as ONNX Runtime GenAI has them: faster there, smaller files
+    Ort,
+}
+
 impl Target {
     /// Where the output of one mix goes when several are written.
     fn place(self, folder: &Path, mix: Mix) -> PathBuf {
@@ -88,6 +101,13 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mixes = args.types.iter().map(|t| parse_mix(t)).collect::<anyhow::Result<Vec<_>>>()?;
     let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
     mixes.iter().try_for_each(|mix| args.to.check(*mix))?;
+    if args.to == Target::Gguf && args.onnx.is_some() {
+        crate::bad_input!("--onnx says which operators an ONNX graph has; it goes with --to onnx");
+    }
+    let operators = match args.onnx {
+        Some(OnnxOperators::Ort) => Operators::Ort,
+        Some(OnnxOperators::Portable) | None => Operators::Portable,
+    };
     if args.to == Target::Onnx && args.verify.is_some() {
         // What verifies the folder is asked for before minutes are spent on it.
         if cfg!(not(feature = "ort")) {
@@ -133,7 +153,9 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let mut progress = |done: u64, total: u64| bar.set_position(done * 100 / total.max(1));
         let report = match args.to {
             Target::Gguf => export::to_file(&opened, *mix, &options, place, args.force, &mut progress)?,
-            Target::Onnx => export::onnx::to_folder(&opened, *mix, &options, place, args.force, &mut progress)?,
+            Target::Onnx => {
+                export::onnx::to_folder(&opened, *mix, &options, operators, place, args.force, &mut progress)?
+            }
         };
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();

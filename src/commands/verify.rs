@@ -64,7 +64,7 @@ pub struct Question<'a> {
 /// Runs the verb.
 pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let given = Bounds { max_kl: args.max_kl, min_top1: args.min_top1, max_abs: args.max_abs };
-    args.ort.load_for(args.engine, &[&args.subject, &args.against])?;
+    args.ort.load_for(&[(&args.subject, args.engine), (&args.against, None)])?;
     let any = args.max_kl.is_some() || args.min_top1.is_some() || args.max_abs.is_some();
     let verification = verify(&Question {
         subject: &args.subject,

@@ -5,7 +5,7 @@ use crate::merge::{Merged, merged_config};
 use crate::model::network::Task;
 use crate::model::open::Opened;
 use anyhow::Context;
-use edgeft_quantize::onnx::MODEL_FILE;
+use edgeft_quantize::onnx::{MODEL_FILE, Operators};
 use edgeft_quantize::{Mix, PlanOptions, Report, plan, write_onnx_folder};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -18,6 +18,7 @@ pub fn to_folder(
     opened: &Opened,
     mix: Mix,
     options: &PlanOptions,
+    operators: Operators,
     out: &Path,
     force: bool,
     progress: &mut dyn FnMut(u64, u64),
@@ -25,12 +26,12 @@ pub fn to_folder(
     let merged = Merged::new(opened)?;
     let cannot = || format!("cannot convert {} to ONNX", opened.name);
     let plan = plan(&merged, mix, options).with_context(cannot)?;
-    let (keys, files) = (provenance(opened, mix)?, files(opened)?);
-    write_onnx_folder(&merged, &plan, &keys, &files, out, force, progress).with_context(cannot)
+    let (keys, files) = (provenance(opened, mix)?, files(opened, operators)?);
+    write_onnx_folder(&merged, &plan, operators, &keys, &files, out, force, progress).with_context(cannot)
 }
 
 /// What lies beside the model, by name.
-fn files(opened: &Opened) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
+fn files(opened: &Opened, operators: Operators) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
     let pretty = |json: &Value| serde_json::to_vec_pretty(json);
     let mut files = vec![("config.json", pretty(&merged_config(opened)?)?)];
     if let Some(json) = &opened.text.tokenizer_json {
@@ -43,13 +44,13 @@ fn files(opened: &Opened) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
         files.push(("tokenizer_config.json", pretty(&config)?));
     }
     if matches!(opened.task()?, Some(Task::Generate)) {
-        files.push(("genai_config.json", pretty(&genai_config(opened)?)?));
+        files.push(("genai_config.json", pretty(&genai_config(opened, operators)?)?));
     }
     Ok(files)
 }
 
 /// `genai_config.json` of onnxruntime-genai: shape, names of inputs and outputs, ids that end a text.
-fn genai_config(opened: &Opened) -> anyhow::Result<Value> {
+fn genai_config(opened: &Opened, operators: Operators) -> anyhow::Result<Value> {
     let config = &opened.config;
     let special = specials(opened)?;
     let mut ends = config.eos_token_ids.clone();
@@ -72,7 +73,6 @@ fn genai_config(opened: &Opened) -> anyhow::Result<Value> {
             "inputs": {
                 "input_ids": "input_ids",
                 "attention_mask": "attention_mask",
-                "position_ids": "position_ids",
                 "past_key_names": "past_key_values.%d.key",
                 "past_value_names": "past_key_values.%d.value",
             },
@@ -83,6 +83,9 @@ fn genai_config(opened: &Opened) -> anyhow::Result<Value> {
             },
         },
     });
+    if operators.takes_positions(config.head_dim) {
+        model["decoder"]["inputs"]["position_ids"] = json!("position_ids");
+    }
     // A key that is there must be a number; a model without such a token has no key.
     for (key, id) in [("bos_token_id", special.bos), ("pad_token_id", pad)] {
         if let Some(id) = id {
@@ -96,8 +99,8 @@ fn genai_config(opened: &Opened) -> anyhow::Result<Value> {
         "model": model,
         "search": {
             "max_length": config.max_position_embeddings,
-            // The cache grows by concatenation: past and present are two buffers.
-            "past_present_share_buffer": false,
+            // In standard operators the cache grows by concatenation: past and present are two buffers.
+            "past_present_share_buffer": operators == Operators::Ort,
             "do_sample": false,
             "num_beams": 1,
             "num_return_sequences": 1,

@@ -1,6 +1,6 @@
 //! A folder appears under its final name only when every file in it is whole and on the disk.
 
-use super::{DATA_FILE, write_onnx};
+use super::{DATA_FILE, Operators, write_onnx};
 use crate::{
     error::{Error, Result},
     plan::Plan,
@@ -25,6 +25,7 @@ pub const MODEL_FILE: &str = "model.onnx";
 pub fn write_onnx_folder(
     source: &dyn TensorSource,
     plan: &Plan,
+    operators: Operators,
     extra: &[(String, Value)],
     files: &[(&str, Vec<u8>)],
     path: &Path,
@@ -39,10 +40,11 @@ pub fn write_onnx_folder(
         };
         let file = File::create(at(DATA_FILE)).map_err(failed(DATA_FILE))?;
         let mut data = BufWriter::with_capacity(1 << 20, &file);
-        let (model, mut report) = write_onnx(source, plan, extra, &mut data, progress).map_err(|e| match e {
-            Error::Write(source) => failed(DATA_FILE)(source),
-            other => other,
-        })?;
+        let (model, mut report) =
+            write_onnx(source, plan, operators, extra, &mut data, progress).map_err(|e| match e {
+                Error::Write(source) => failed(DATA_FILE)(source),
+                other => other,
+            })?;
         drop(data);
         file.sync_all().map_err(failed(DATA_FILE))?;
         for (name, bytes) in files.iter().map(|(n, b)| (*n, b)).chain([(MODEL_FILE, &model)]) {
@@ -162,7 +164,7 @@ mod tests {
         let plan = plan(&tiny, Mix::Q8_0, &PlanOptions::default()).unwrap();
         let write = |tiny: &Tiny, force| {
             let files = [("config.json", b"{}".to_vec())];
-            write_onnx_folder(tiny, &plan, &[], &files, &path, force, &mut |_, _| {})
+            write_onnx_folder(tiny, &plan, Operators::Portable, &[], &files, &path, force, &mut |_, _| {})
         };
         let spoilt = "model.layers.1.mlp.up_proj.weight";
         let good = tiny.tensors[spoilt].1[0];

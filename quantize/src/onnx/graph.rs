@@ -11,6 +11,9 @@ pub(super) const OPSET: i64 = 17;
 /// Opset of blocked `DequantizeLinear` and of four-bit integers.
 pub(super) const OPSET_BLOCKS: i64 = 21;
 
+/// Domain of ONNX Runtime's own operators, and its version.
+pub(super) const CONTRIB: (&str, i64) = ("com.microsoft", 1);
+
 /// The name of a value: a node's output, a constant, an input.
 pub(super) type Value = String;
 
@@ -62,18 +65,47 @@ impl Graph {
         inputs: &[&str],
         attributes: Vec<AttributeProto>,
     ) -> [Value; N] {
+        self.node("", op, inputs, std::array::from_fn(|i| i), attributes)
+    }
+
+    /// An operator of ONNX Runtime's own, and those of its outputs that stand at `places`.
+    pub fn contrib<const N: usize>(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        places: [usize; N],
+        attributes: Vec<AttributeProto>,
+    ) -> [Value; N] {
+        self.node(CONTRIB.0, op, inputs, places, attributes)
+    }
+
+    fn node<const N: usize>(
+        &mut self,
+        domain: &str,
+        op: &str,
+        inputs: &[&str],
+        places: [usize; N],
+        attributes: Vec<AttributeProto>,
+    ) -> [Value; N] {
         // The count of all nodes so far makes the name unique.
         let name = format!("{}/{op}.{}", self.scope, self.parts.node.len());
-        let outputs = std::array::from_fn(|i| if N == 1 { name.clone() } else { format!("{name}.{i}") });
+        let values = places.map(|i| if N == 1 { name.clone() } else { format!("{name}.{i}") });
+        let mut output = vec![String::new(); places.iter().max().map_or(0, |last| last + 1)]; // "" is given to nobody
+        places.iter().zip(&values).for_each(|(i, value)| value.clone_into(&mut output[*i]));
         self.parts.node.push(NodeProto {
             input: inputs.iter().map(|s| (*s).to_owned()).collect(),
-            output: outputs.to_vec(),
+            output,
             name,
             op_type: op.to_owned(),
             attribute: attributes,
-            domain: String::new(),
+            domain: domain.to_owned(),
         });
-        outputs
+        values
+    }
+
+    /// Whether a node is ONNX Runtime's own.
+    pub fn has_contrib(&self) -> bool {
+        self.parts.node.iter().any(|n| n.domain == CONTRIB.0)
     }
 
     /// Gives a value out under `name`.

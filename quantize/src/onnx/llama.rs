@@ -12,10 +12,10 @@ use crate::{
     source::{RopeScaling, Task},
 };
 
-const BATCH: Dim = Dim::Named("batch_size");
-const TOKENS: Dim = Dim::Named("sequence_length");
-const PAST: Dim = Dim::Named("past_sequence_length");
-const TOTAL: Dim = Dim::Named("total_sequence_length");
+pub(super) const BATCH: Dim = Dim::Named("batch_size");
+pub(super) const TOKENS: Dim = Dim::Named("sequence_length");
+pub(super) const PAST: Dim = Dim::Named("past_sequence_length");
+pub(super) const TOTAL: Dim = Dim::Named("total_sequence_length");
 
 /// Cosines and sines of the positions, (B, 1, S, D/2).
 struct Angles {
@@ -64,12 +64,11 @@ pub(super) fn build(net: &mut Net) -> Result<()> {
         net.graph.output("logits", &logits, DataType::Float, &[BATCH, Dim::Fixed(labels)]);
         return Ok(());
     }
-    let head = if net.weights.has("output.weight") {
-        net.weights.matrix(&mut net.graph, "output.weight")?
+    let logits = if net.weights.has("output.weight") {
+        net.weights.multiply(&mut net.graph, &x, "output.weight")?
     } else {
-        embedding.as_matrix(&mut net.graph)
+        embedding.multiply(&mut net.graph, &x) // (B, S, V)
     };
-    let logits = net.graph.op("MatMul", &[&x, &head]); // (B, S, V)
     net.graph.output("logits", &logits, DataType::Float, &[BATCH, TOKENS, Dim::Fixed(spec.vocab_size)]);
     for (i, cache) in present.iter().enumerate() {
         for (part, value) in ["key", "value"].into_iter().zip(cache) {
@@ -108,13 +107,18 @@ fn block(
     let x = net.graph.op("Add", &[x, &y]);
     net.graph.scope = format!("layers.{i}.mlp");
     let n = rms_norm(net, &x, &format!("blk.{i}.ffn_norm.weight"))?;
-    let gate = net.linear(&n, &format!("blk.{i}.ffn_gate"))?; // (B, S, F)
-    let up = net.linear(&n, &format!("blk.{i}.ffn_up"))?;
+    let y = swiglu(net, i, &n)?;
+    Ok((net.graph.op("Add", &[&x, &y]), [k, v]))
+}
+
+/// n (B, S, C) -> the same: down(silu(gate) * up), arXiv:2002.05202.
+pub(super) fn swiglu(net: &mut Net, i: usize, n: &str) -> Result<Value> {
+    let gate = net.linear(n, &format!("blk.{i}.ffn_gate"))?; // (B, S, F)
+    let up = net.linear(n, &format!("blk.{i}.ffn_up"))?;
     let share = net.graph.op("Sigmoid", &[&gate]);
     let gate = net.graph.op("Mul", &[&gate, &share]); // SiLU
     let h = net.graph.op("Mul", &[&gate, &up]);
-    let y = net.linear(&h, &format!("blk.{i}.ffn_down"))?;
-    Ok((net.graph.op("Add", &[&x, &y]), [k, v]))
+    net.linear(&h, &format!("blk.{i}.ffn_down"))
 }
 
 /// x / sqrt(mean(x^2) + eps) * weight, in the order of operators that runtimes know how to fuse.
@@ -133,7 +137,7 @@ fn rms_norm(net: &mut Net, x: &str, weight: &str) -> Result<Value> {
 /// Angles of (B, S) positions: position times frequency, computed, so that no table ends a context.
 fn angles(net: &mut Net, positions: &str) -> Angles {
     net.graph.scope = "rotary".into();
-    let frequencies = frequencies(net);
+    let frequencies: Vec<f32> = frequencies(net).into_iter().map(|f| f as f32).collect();
     let g = &mut net.graph;
     let frequencies = g.floats("rotary.inv_freq", &frequencies);
     let positions = g.cast(positions, DataType::Float);
@@ -143,7 +147,7 @@ fn angles(net: &mut Net, positions: &str) -> Angles {
 }
 
 /// (D/2) radians a position.
-fn frequencies(net: &mut Net) -> Vec<f32> {
+pub(super) fn frequencies(net: &mut Net) -> Vec<f64> {
     let d = net.spec.head_dim;
     let divisors = net.weights.rope_divisors();
     let rope = net.spec.rope.as_ref();
@@ -153,7 +157,7 @@ fn frequencies(net: &mut Net) -> Vec<f32> {
         None => (1.0, 1.0), // the plan refuses a decoder without rotary positions
     };
     let divisor = |i: usize| f64::from(linear) * f64::from(divisors.as_ref().map_or(1.0, |x| x[i]));
-    (0..d / 2).map(|i| (f64::from(theta).powf(-2.0 * i as f64 / d as f64) / divisor(i)) as f32).collect()
+    (0..d / 2).map(|i| f64::from(theta).powf(-2.0 * i as f64 / d as f64) / divisor(i)).collect()
 }
 
 /// x (B, n, S, D): pairs lie half a head apart, as Hugging Face has them. RoFormer, arXiv:2104.09864, section 3.4.2.

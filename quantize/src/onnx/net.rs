@@ -15,8 +15,7 @@ pub(super) struct Net<'a> {
 impl Net<'_> {
     /// x (B, S, in) -> (B, S, out): `{name}.weight`, and `{name}.bias` where the model has one.
     pub fn linear(&mut self, x: &str, name: &str) -> Result<Value> {
-        let w = self.weights.matrix(&mut self.graph, &format!("{name}.weight"))?;
-        let y = self.graph.op("MatMul", &[x, &w]);
+        let y = self.weights.multiply(&mut self.graph, x, &format!("{name}.weight"))?;
         let bias = format!("{name}.bias");
         if !self.weights.has(&bias) {
             return Ok(y);

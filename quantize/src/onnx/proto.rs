@@ -133,6 +133,7 @@ pub enum DataType {
     Float = 1,
     Uint8 = 2,
     Int8 = 3,
+    Int32 = 6,
     Int64 = 7,
     Bool = 9,
     Float16 = 10,

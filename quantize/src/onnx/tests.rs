@@ -1,6 +1,9 @@
 //! The graphs as another program meets them: decoded from their bytes, followed from inputs to outputs, their weights read
 //! back and held against the GGUF file of the same plan.
 
+mod fused;
+mod read;
+
 use super::proto::{DataLocation, DataType, GraphProto, TensorProto};
 use super::*;
 use crate::plan::{PlanOptions, Regex, plan};
@@ -48,16 +51,23 @@ impl Written {
 }
 
 pub(super) fn written(tiny: &Tiny, mix: Mix) -> Written {
+    written_in(Operators::Portable, tiny, mix)
+}
+
+fn written_in(operators: Operators, tiny: &Tiny, mix: Mix) -> Written {
     let plan = plan(tiny, mix, &PlanOptions::default()).unwrap();
     let mut data = Vec::new();
     let extra = [("edgeft.plan.mix".to_string(), Value::Str(mix.name().into()))];
-    let (bytes, report) = write_onnx(tiny, &plan, &extra, &mut data, &mut |_, _| {}).unwrap();
+    let (bytes, report) = write_onnx(tiny, &plan, operators, &extra, &mut data, &mut |_, _| {}).unwrap();
     Written { model: ModelProto::decode(bytes.as_slice()).unwrap(), bytes, data, report }
 }
 
 fn refused(tiny: &Tiny, mix: Mix, options: &PlanOptions) -> String {
     let plan = plan(tiny, mix, options).unwrap();
-    write_onnx(tiny, &plan, &[], &mut Vec::new(), &mut |_, _| {}).map(|_| ()).unwrap_err().to_string()
+    write_onnx(tiny, &plan, Operators::Portable, &[], &mut Vec::new(), &mut |_, _| {})
+        .map(|_| ())
+        .unwrap_err()
+        .to_string()
 }
 
 fn with(mut tiny: Tiny, change: impl FnOnce(&mut ModelSpec)) -> Tiny {
@@ -163,39 +173,48 @@ fn every_graph_is_sound() {
     for (family, tiny) in families() {
         for mix in MIXES {
             let written = written(&tiny, mix);
+            is_sound(&written, &format!("{family} {mix}"));
             let graph = written.graph();
             let at = |what: &str| format!("{family} {mix}: {what}");
-            let mut known: HashSet<&str> = HashSet::new();
-            for name in graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name)) {
-                assert!(known.insert(name), "{}", at(&format!("`{name}` twice")));
-            }
-            let (mut used, mut names) = (HashSet::new(), HashSet::new());
             for node in &graph.node {
                 let op = node.op_type.as_str();
                 assert!(OPERATORS.contains(&op), "{}", at(op));
                 assert_eq!(node.domain, "", "{}", at(op));
-                assert!(names.insert(&node.name), "{}", at(&node.name));
-                for input in &node.input {
-                    assert!(known.contains(input.as_str()), "{}", at(&format!("{} reads `{input}`", node.name)));
-                    used.insert(input.as_str());
-                }
-                for output in &node.output {
-                    assert!(known.insert(output), "{}", at(&format!("`{output}` made twice")));
-                }
             }
-            for output in &graph.output {
-                assert!(known.contains(output.name.as_str()), "{}", at(&output.name));
-                used.insert(&output.name);
-            }
-            let idle: Vec<_> = known.difference(&used).collect();
-            assert!(idle.is_empty(), "{}", at(&format!("{idle:?} for nobody")));
-            weights_lie_in_the_data_file(&written, &at(""));
             let blocks = graph.node.iter().any(|n| n.op_type == "DequantizeLinear");
             let versions = (written.model.ir_version, written.model.opset_import[0].version);
             assert_eq!(versions, if blocks { (10, 21) } else { (8, 17) }, "{}", at("versions"));
             assert_eq!(blocks, mix.is_quantized(), "{}", at("blocks"));
         }
     }
+}
+
+/// What is read was made before, once; what is made is read; weights lie in the data file.
+fn is_sound(written: &Written, case: &str) {
+    let graph = written.graph();
+    let at = |what: &str| format!("{case}: {what}");
+    let mut known: HashSet<&str> = HashSet::new();
+    for name in graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name)) {
+        assert!(known.insert(name), "{}", at(&format!("`{name}` twice")));
+    }
+    let (mut used, mut names) = (HashSet::new(), HashSet::new());
+    for node in &graph.node {
+        assert!(names.insert(&node.name), "{}", at(&node.name));
+        for input in &node.input {
+            assert!(known.contains(input.as_str()), "{}", at(&format!("{} reads `{input}`", node.name)));
+            used.insert(input.as_str());
+        }
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            assert!(known.insert(output), "{}", at(&format!("`{output}` made twice")));
+        }
+    }
+    for output in &graph.output {
+        assert!(known.contains(output.name.as_str()), "{}", at(&output.name));
+        used.insert(&output.name);
+    }
+    let idle: Vec<_> = known.difference(&used).collect();
+    assert!(idle.is_empty(), "{}", at(&format!("{idle:?} for nobody")));
+    weights_lie_in_the_data_file(written, &at(""));
 }
 
 fn weights_lie_in_the_data_file(written: &Written, at: &str) {
@@ -207,7 +226,7 @@ fn weights_lie_in_the_data_file(written: &Written, at: &str) {
             DataType::Int64 => 64,
             DataType::Float => 32,
             DataType::Float16 | DataType::Bfloat16 => 16,
-            DataType::Int8 => 8,
+            DataType::Int8 | DataType::Uint8 => 8,
             DataType::Int4 => 4,
             other => panic!("{at}{}: {other:?}", tensor.name),
         };
@@ -379,7 +398,7 @@ fn types_without_a_form_in_onnx_are_named() {
          q4_0 q6_k"
     );
     let mixed = plan(&wide(Arch::Llama), Mix::F32, &options("ffn_down", GgmlType::Q4_0)).unwrap();
-    write_onnx(&wide(Arch::Llama), &mixed, &[], &mut Vec::new(), &mut |_, _| {}).unwrap();
+    write_onnx(&wide(Arch::Llama), &mixed, Operators::Portable, &[], &mut Vec::new(), &mut |_, _| {}).unwrap();
 }
 
 #[test]
@@ -403,7 +422,8 @@ fn a_bad_value_is_named_where_the_source_has_it() {
 fn a_plan_of_another_model_is_refused() {
     let plan = plan(&Tiny::llama(), Mix::F32, &PlanOptions::default()).unwrap();
     let larger = Tiny::decoder(Arch::Llama, 64, 96, 3);
-    let e = write_onnx(&larger, &plan, &[], &mut Vec::new(), &mut |_, _| {}).map(|_| ()).unwrap_err();
+    let e =
+        write_onnx(&larger, &plan, Operators::Portable, &[], &mut Vec::new(), &mut |_, _| {}).map(|_| ()).unwrap_err();
     assert_eq!(e.to_string(), "the plan does not fit the source: `blk.2.attn_norm.weight` is missing; plan again");
 }
 
@@ -425,7 +445,7 @@ fn progress_ends_at_the_total() {
     for tiny in [Tiny::llama(), llama3()] {
         let plan = plan(&tiny, Mix::Q4_0, &PlanOptions::default()).unwrap();
         let mut heard = Vec::new();
-        write_onnx(&tiny, &plan, &[], &mut Vec::new(), &mut |d, t| heard.push((d, t))).unwrap();
+        write_onnx(&tiny, &plan, Operators::Portable, &[], &mut Vec::new(), &mut |d, t| heard.push((d, t))).unwrap();
         assert!(heard.windows(2).all(|w| w[0].0 < w[1].0));
         assert_eq!(heard.last(), Some(&(plan.elements(), plan.elements())));
     }

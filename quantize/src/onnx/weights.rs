@@ -9,8 +9,13 @@
 //! | `q6_k` | INT8 codes and f32 scales of 16 | the same |
 //!
 //! A matrix is stored turned, (in, out), the way `MatMul` reads it, so that blocks lie along axis 0: ONNX Runtime then
-//! multiplies the codes themselves (its `MatMulNBits`). A table, whose rows are gathered, keeps its rows.
+//! multiplies the codes themselves (its `MatMulNBits`). A [`table`], whose rows are gathered, keeps its rows. Where the graph
+//! has ONNX Runtime's own operators, codes are those of [`nbits`].
 
+mod nbits;
+mod table;
+
+use super::Operators;
 use super::codes::{self, Codes, nibbles, split, transpose};
 use super::graph::{Graph, OPSET, OPSET_BLOCKS, Value, int};
 use super::proto::{DataLocation, DataType, StringStringEntryProto, TensorProto};
@@ -27,7 +32,9 @@ use crate::{
     stream::Hashed,
 };
 use edgeft_runtime::format::GgmlType;
+use nbits::NBits;
 use std::io::Write;
+pub(super) use table::Table;
 
 /// Name of the file beside `model.onnx`.
 pub const DATA_FILE: &str = "model.onnx.data";
@@ -45,6 +52,7 @@ pub(super) const TYPES: [GgmlType; 6] =
 /// The weights of a plan on their way out.
 pub(super) struct Weights<'a> {
     source: &'a dyn TensorSource,
+    operators: Operators,
     planned: Vec<Planned>,
     written: Vec<bool>,
     data: Hashed<'a>,
@@ -54,19 +62,13 @@ pub(super) struct Weights<'a> {
     pub payload: u64,
 }
 
-/// A matrix whose rows are looked up, and which may be the output matrix as well.
-pub(super) struct Table {
-    values: Value,
-    scales: Option<(Value, usize)>,
-    ty: GgmlType,
-}
-
 impl<'a> Weights<'a> {
     /// # Errors
     /// A type that has no form here.
     pub fn new(
         source: &'a dyn TensorSource,
         plan: &Plan,
+        operators: Operators,
         data: &'a mut dyn Write,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
@@ -83,12 +85,22 @@ impl<'a> Weights<'a> {
             return Err(Error::OnnxType { name: t.name.clone(), ty: t.ty });
         }
         let written = vec![false; planned.len()];
-        Ok(Self { source, planned, written, data: Hashed::new(data), progress, reports: Vec::new(), payload: 0 })
+        Ok(Self {
+            source,
+            operators,
+            planned,
+            written,
+            data: Hashed::new(data),
+            progress,
+            reports: Vec::new(),
+            payload: 0,
+        })
     }
 
     /// The lowest opset that has the operators for these types.
     pub fn opset(&self) -> i64 {
-        if self.planned.iter().any(|t| t.ty.block_len() > 1) { OPSET_BLOCKS } else { OPSET }
+        let blocks = self.planned.iter().any(|t| t.ty.block_len() > 1);
+        if blocks && self.operators == Operators::Portable { OPSET_BLOCKS } else { OPSET }
     }
 
     /// Whether the plan has a tensor, by its GGUF name.
@@ -114,8 +126,44 @@ impl<'a> Weights<'a> {
         Ok(value)
     }
 
+    /// x (..., in) -> (..., out), by a matrix that is (out, in) in the source.
+    pub fn multiply(&mut self, g: &mut Graph, x: &str, name: &str) -> Result<Value> {
+        let codes = |t: &Planned| t.name == name && t.ty.block_len() > 1;
+        if self.operators == Operators::Ort && self.planned.iter().any(codes) {
+            let shape =
+                |out: usize, input: usize, block: usize, bits: usize| vec![out, input / block, block * bits / 8];
+            return Ok(self.nbits(g, name, shape)?.multiply(g, x));
+        }
+        let w = self.matrix(g, name)?;
+        Ok(g.op("MatMul", &[x, &w]))
+    }
+
+    /// Codes for ONNX Runtime's own operators, in the shape that (rows, columns, block, bits) have.
+    fn nbits(
+        &mut self,
+        g: &mut Graph,
+        name: &str,
+        shape: impl Fn(usize, usize, usize, usize) -> Vec<usize>,
+    ) -> Result<NBits> {
+        let (t, placed, encoded) = self.take(name)?;
+        let [out, input] = *placed.shape.as_slice() else { return Err(self.stale(name, "is no matrix")) };
+        let Some(split) = split(t.ty, &encoded.bytes) else { return Err(self.stale(name, "has no codes")) };
+        let (bits, block, name) = (codes::bits(t.ty), split.block, placed.source.as_str());
+        let bytes = nbits::bytes(&split, bits);
+        let codes = self.external(g, name, DataType::Uint8, &shape(out, input, block, bits), &bytes)?;
+        let scales = self.scales(g, name, &[out, input / block], &split.scales)?;
+        self.done(&t, &encoded, bytes.len() + 4 * out * input / block);
+        Ok(NBits { codes, scales, bits, block, out, input })
+    }
+
+    /// Floats that the config gives, too many to lie in the graph.
+    pub fn computed(&mut self, g: &mut Graph, name: &str, shape: &[usize], values: &[f32]) -> Result<Value> {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.external(g, name, DataType::Float, shape, &bytes)
+    }
+
     /// (out, in) in the source -> (in, out) f32 in the graph: what `MatMul` takes on its right.
-    pub fn matrix(&mut self, g: &mut Graph, name: &str) -> Result<Value> {
+    fn matrix(&mut self, g: &mut Graph, name: &str) -> Result<Value> {
         let (t, placed, encoded) = self.take(name)?;
         let [out, input] = *placed.shape.as_slice() else { return Err(self.stale(name, "is no matrix")) };
         let name = placed.source.as_str();
@@ -136,20 +184,27 @@ impl<'a> Weights<'a> {
         Ok(dequantize(g, &codes, &scales, 0, block))
     }
 
-    /// (rows, C), kept in that order. Codes of four bits are stored in eight: `Gather` does not take INT4.
+    /// (rows, C), kept in that order. Codes of four bits are stored in eight where the operators are standard: `Gather` does
+    /// not take INT4.
     pub fn table(&mut self, g: &mut Graph, name: &str) -> Result<Table> {
+        let codes = |t: &Planned| t.name == name && t.ty.block_len() > 1;
+        if self.operators == Operators::Ort && self.planned.iter().any(codes) {
+            let shape = |rows: usize, cols: usize, _: usize, bits: usize| vec![rows, cols * bits / 8];
+            return self.nbits(g, name, shape).map(Table::NBits);
+        }
         let (t, placed, encoded) = self.take(name)?;
         let [rows, cols] = *placed.shape.as_slice() else { return Err(self.stale(name, "is no matrix")) };
         let name = placed.source.as_str();
         let Some(Codes { codes, scales, block }) = split(t.ty, &encoded.bytes) else {
             let values = self.external(g, name, float_type(t.ty), &placed.shape, &encoded.bytes)?;
             self.done(&t, &encoded, encoded.bytes.len());
-            return Ok(Table { values, scales: None, ty: t.ty });
+            return Ok(Table::Floats { values, ty: t.ty });
         };
-        let values = self.external(g, name, DataType::Int8, &placed.shape, bytemuck::cast_slice(&codes))?;
+        let stored = self.external(g, name, DataType::Int8, &placed.shape, bytemuck::cast_slice(&codes))?;
         let scales = self.scales(g, name, &[rows, cols / block], &scales)?;
         self.done(&t, &encoded, codes.len() + 4 * rows * cols / block);
-        Ok(Table { values, scales: Some((scales, block)), ty: t.ty })
+        let codes = stored;
+        Ok(Table::Codes { codes, scales, block })
     }
 
     /// What no node asked for, and the SHA-256 and length of the data file.
@@ -215,33 +270,6 @@ impl<'a> Weights<'a> {
             ],
             data_location: DataLocation::External as i32,
         }))
-    }
-}
-
-impl Table {
-    /// Rows by index (...): (..., C) in f32. `rank` is that of the index.
-    pub fn rows(&self, g: &mut Graph, index: &str, rank: usize) -> Value {
-        let values = g.gather(&self.values, index, 0);
-        match &self.scales {
-            None => to_f32(g, values, self.ty),
-            Some((scales, block)) => {
-                let scales = g.gather(scales, index, 0);
-                dequantize(g, &values, &scales, rank as i64, *block)
-            }
-        }
-    }
-
-    /// (C, rows): the table as the matrix that `MatMul` takes on its right. Turned before it is dequantized, so that
-    /// ONNX Runtime turns the codes once, when it loads the model, and never holds the floats.
-    pub fn as_matrix(&self, g: &mut Graph) -> Value {
-        let values = g.transpose(&self.values, &[1, 0]);
-        match &self.scales {
-            None => to_f32(g, values, self.ty),
-            Some((scales, block)) => {
-                let scales = g.transpose(scales, &[1, 0]);
-                dequantize(g, &values, &scales, 0, *block)
-            }
-        }
     }
 }
 

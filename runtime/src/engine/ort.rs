@@ -12,7 +12,7 @@ mod rows;
 
 use super::{Engine, EngineOptions, Rows, Run};
 use crate::error::{Error, Kind, Result};
-use crate::format::onnx::{ElementType, Port};
+use crate::format::onnx::{Dim, ElementType, Port};
 use crate::model::onnx::ports::{CachePort, LayerPorts, Output, Ports};
 use crate::model::{Hparams, Model};
 use cache::{Memory, Shape};
@@ -88,7 +88,7 @@ impl OrtEngine {
             Output::Labels { .. } => model.labels().len(),
             Output::Span { .. } => 2,
             Output::States { .. } => h.hidden,
-            Output::Vector { vector } => vector.dims.get(1).copied().flatten().map_or(h.hidden, |n| n as usize),
+            Output::Vector { vector } => vector.dims.get(1).and_then(Dim::fixed).map_or(h.hidden, |n| n as usize),
         };
         let sequence = || Sequence { memory: Memory::new(), tokens: Vec::new() };
         let sequences = (0..options.n_seqs).map(|_| sequence()).collect();

@@ -9,7 +9,7 @@ pub enum WireError {
     CutNumber { at: usize },
     #[error("the number at byte {at} has more than 64 bits")]
     LongNumber { at: usize },
-    #[error("field {field} at byte {at} takes {needed} bytes, but {left} are left")]
+    #[error("field {field} at byte {at} takes {needed} bytes, but {left} are left; it is cut short")]
     PastEnd { field: u32, at: usize, needed: u64, left: usize },
     #[error("the field at byte {at} has number {number}; fields count from 1 to 536870911")]
     FieldNumber { at: usize, number: u64 },

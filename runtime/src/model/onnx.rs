@@ -124,7 +124,7 @@ impl OnnxFolder {
             Some(ElementType::F32) | None => "f32".into(),
             Some(ElementType::F16) => "f16".into(),
             Some(ElementType::BF16) => "bf16".into(),
-            Some(other) => other.name(),
+            Some(other) => other.name().into(),
         }
     }
 

@@ -60,7 +60,7 @@ fn port_of(name: &str) -> Vec<u8> {
 }
 
 fn model(graph: &[u8]) -> Vec<u8> {
-    message(&[(7, graph)])
+    [number(1, 8), message(&[(7, graph)])].concat()
 }
 
 fn locations(bytes: &[u8]) -> Vec<String> {
@@ -82,12 +82,50 @@ fn ports_weights_and_metadata_are_read() {
     let onnx = Onnx::parse(&bytes).unwrap();
     let names = |ports: &[Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
     assert_eq!((names(&onnx.inputs), names(&onnx.outputs)), (vec!["ids".to_owned()], vec!["y".to_owned()]));
-    assert_eq!((onnx.inputs[0].ty, onnx.inputs[0].dims.as_slice()), (ElementType::F32, &[Some(1), None, Some(8)][..]));
+    assert_eq!(
+        (onnx.inputs[0].ty, onnx.inputs[0].dims.as_slice()),
+        (ElementType::F32, &[Dim::Fixed(1), Dim::Named("T".into()), Dim::Fixed(8)][..])
+    );
     assert_eq!(onnx.metadata("edgeft.task"), Some("generate"));
     let weights: Vec<_> = onnx.weights.iter().map(|w| (w.name.as_str(), w.bytes, w.gathered)).collect();
     assert_eq!(weights, [("embed", 24, true), ("w", 24, false)]);
     let outside = External { tensor: "w".into(), location: "model.data".into(), offset: 8, length: Some(24) };
+    assert_eq!((&onnx.weights[0].external, onnx.weights[1].external.as_ref()), (&None, Some(&outside)));
     assert_eq!(onnx.external, [outside]);
+}
+
+#[test]
+fn the_head_of_the_file_and_the_operators_of_the_main_graph_are_read() {
+    let branch = message(&[(6, &message(&[(1, &node("Inside", "", &[], &[], &[]))]))]);
+    let graph = message(&[
+        (1, &node("MatMul", "", &["x", "w"], &["y"], &[])),
+        (1, &node("MatMul", "ai.onnx", &["y", "w"], &["z"], &[])),
+        (1, &node("Attention", "com.microsoft", &["z"], &["a"], &[])),
+        (1, &node("If", "", &["a"], &["b"], &[branch])),
+    ]);
+    let sets = [("", 21), ("com.microsoft", 1)]
+        .map(|(domain, version)| [message(&[(1, domain.as_bytes())]), number(2, version)].concat());
+    let bytes = [model(&graph), message(&[(2, b"somebody"), (8, &sets[0]), (8, &sets[1])])].concat();
+    let onnx = Onnx::parse(&bytes).unwrap();
+    assert_eq!((onnx.ir_version, onnx.producer.as_str()), (8, "somebody"));
+    assert_eq!(onnx.opsets, [(String::new(), 21), ("com.microsoft".to_owned(), 1)]);
+    let operators: Vec<_> = onnx.operators.iter().map(|(op, n)| (op.as_str(), *n)).collect();
+    assert_eq!(operators, [("If", 1), ("MatMul", 2), ("com.microsoft.Attention", 1)]);
+}
+
+#[test]
+fn bytes_in_a_file_are_as_many_as_the_model_says_else_as_the_shape_has() {
+    let weight = |ty: u64, entries: &[(&str, &str)]| {
+        let mut tensor = [number(1, 2), number(1, 3), number(2, ty), message(&[(8, b"w")])].concat();
+        entries.iter().for_each(|(k, v)| tensor.extend(message(&[(13, &entry_of(k, v))])));
+        tensor.extend(number(14, u64::from(!entries.is_empty())));
+        Onnx::parse(&model(&message(&[(5, &tensor)]))).unwrap().weights[0].stored_bytes()
+    };
+    assert_eq!(weight(1, &[]), Some(24));
+    assert_eq!(weight(22, &[]), Some(3)); // six codes of four bits
+    assert_eq!(weight(8, &[]), None); // texts
+    assert_eq!(weight(1, &[("location", "d")]), Some(24));
+    assert_eq!(weight(8, &[("location", "d"), ("length", "70")]), Some(70));
 }
 
 #[test]
@@ -98,6 +136,25 @@ fn an_embedding_that_is_the_head_too_is_read_whole() {
         (5, &tensor("embed", None)),
     ]);
     assert!(!Onnx::parse(&model(&graph)).unwrap().weights[0].gathered);
+}
+
+#[test]
+fn tables_of_the_operators_of_onnx_runtime_are_looked_up_in() {
+    let attention = ["q", "k", "v", "pk", "pv", "last", "total", "cos", "sin"];
+    let graph = message(&[
+        (1, &node("GatherBlockQuantized", "com.microsoft", &["codes", "ids", "scales"], &["x"], &[])),
+        (1, &node("MatMulNBits", "com.microsoft", &["x", "w", "w.scales"], &["q"], &[])),
+        (1, &node("GroupQueryAttention", "com.microsoft", &attention, &["y"], &[])),
+        (5, &tensor("codes", None)),
+        (5, &tensor("scales", None)),
+        (5, &tensor("w", None)),
+        (5, &tensor("w.scales", None)),
+        (5, &tensor("cos", None)),
+        (5, &tensor("sin", None)),
+    ]);
+    let onnx = Onnx::parse(&model(&graph)).unwrap();
+    let gathered: Vec<_> = onnx.weights.iter().filter(|w| w.gathered).map(|w| w.name.as_str()).collect();
+    assert_eq!(gathered, ["codes", "scales", "cos", "sin"]);
 }
 
 #[test]
@@ -173,6 +230,10 @@ fn refuses(bytes: &[u8], because: &str) {
 fn what_is_broken_is_told() {
     refuses(b"", "no graph in it");
     refuses(b"GGUF....", "not a whole ONNX file");
+    refuses(&message(&[(7, b"")]), "does not say its IR version");
+    let elsewhere = [message(&[(8, b"w")]), number(14, 1)].concat();
+    refuses(&model(&message(&[(5, &elsewhere)])), "tensor `w` is in another file, but does not say in which");
+    refuses(&model(&message(&[(5, &number(1, 1).repeat(33))])), "more than 32 dimensions of a tensor");
     let whole = model(&message(&[(5, &tensor("w", None))]));
     refuses(&whole[..whole.len() - 1], "not a whole ONNX file: in the model, field 7");
     refuses(
@@ -188,6 +249,15 @@ fn what_is_broken_is_told() {
         nested = message(&[(1, &node("If", "", &[], &[], &[message(&[(6, &nested)])]))]);
     }
     refuses(&model(&nested), "nested more than 32 deep");
+}
+
+#[test]
+fn a_count_that_no_model_has_is_refused() {
+    for (field, what) in [(1, "nodes"), (5, "tensors"), (11, "inputs"), (12, "outputs")] {
+        refuses(&model(&message(&[(field, &[])]).repeat(MOST + 1)), &format!("more than 1048576 {what}"));
+    }
+    let keys = message(&[(14, &[])]).repeat(MOST + 1);
+    refuses(&[model(&[]), keys].concat(), "more than 1048576 metadata keys");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::ports::{Output, Ports};
 use crate::error::{Error, Kind, Result};
-use crate::format::onnx::Onnx;
+use crate::format::onnx::{Dim, Onnx};
 use crate::model::{Arch, Hparams, Task, input};
 use serde_json::Value as Json;
 
@@ -55,8 +55,8 @@ impl Config<'_> {
     pub fn hparams(&self, ports: &Ports, task: Task) -> Result<Hparams> {
         let n_vocab = self.size(&["vocab_size"], "/model/vocab_size")?;
         if let Output::Tokens { logits } = &ports.output
-            && let Some(Some(width)) = logits.dims.get(2)
-            && *width != n_vocab as u64
+            && let Some(width) = logits.dims.get(2).and_then(Dim::fixed)
+            && width != n_vocab as u64
         {
             let message = format!("has {width} numbers a position, but the vocabulary has {n_vocab} tokens");
             return Err(Error::new(Kind::Shape, "output `logits`", message));
@@ -119,7 +119,7 @@ impl Config<'_> {
             (None, None) => Vec::new(),
         };
         let counted = match &ports.output {
-            Output::Labels { logits } => logits.dims.get(1).copied().flatten().map(|n| n as usize),
+            Output::Labels { logits } => logits.dims.get(1).and_then(Dim::fixed).map(|n| n as usize),
             _ => None,
         };
         let count = counted.or(self.maybe(&["num_labels"], "")?);
@@ -155,7 +155,7 @@ impl Config<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::onnx::{ElementType, Port};
+    use crate::format::onnx::{Dim, ElementType, Port};
     use serde_json::json;
 
     fn config<'a>(config: &'a Json, genai: &'a Json) -> Config<'a> {
@@ -168,7 +168,8 @@ mod tests {
     }
 
     fn logits(dims: &[Option<u64>]) -> Port {
-        Port { name: "logits".into(), ty: ElementType::F32, dims: dims.to_vec() }
+        let dims = dims.iter().map(|d| d.map_or(Dim::Unknown, Dim::Fixed)).collect();
+        Port { name: "logits".into(), ty: ElementType::F32, dims }
     }
 
     #[test]

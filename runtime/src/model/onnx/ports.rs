@@ -161,7 +161,7 @@ fn cache(onnx: &Onnx, pasts: &[(usize, bool, &Port)]) -> Result<Vec<LayerPorts>>
             let message = format!("has {} dimensions; known are (1, heads, positions, head size)", port.dims.len());
             return Err(Error::new(Kind::Shape, format!("input `{}`", port.name), message));
         }
-        let dim = |i: usize| port.dims.get(i).copied().flatten().map(|d| d as usize);
+        let dim = |i: usize| port.dims.get(i)?.fixed().map(|d| d as usize);
         Ok(CachePort { past: port.name.clone(), present, ty: port.ty, n_heads: dim(1), head_dim: dim(3) })
     };
     let n_layers = pasts.iter().map(|(layer, ..)| layer + 1).max().unwrap_or(0);
@@ -235,7 +235,7 @@ fn integer(port: &Port) -> Result<()> {
 fn float(port: &Port) -> Result<()> {
     match port.ty {
         ElementType::F32 | ElementType::F16 => Ok(()),
-        other => Err(wrong_type(port, other, "float32, float16")),
+        other => Err(wrong_type(port, other, "float, float16")),
     }
 }
 
@@ -246,15 +246,16 @@ fn wrong_type(port: &Port, ty: ElementType, known: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::onnx::Dim;
     use serde_json::{Value as Json, json};
 
     fn port(name: &str, ty: ElementType, rank: usize) -> Port {
-        Port { name: name.into(), ty, dims: vec![None; rank] }
+        Port { name: name.into(), ty, dims: vec![Dim::Unknown; rank] }
     }
 
     fn decoder() -> Onnx {
         let past = |kind: &str| Port {
-            dims: vec![None, Some(2), None, Some(8)],
+            dims: vec![Dim::Unknown, Dim::Fixed(2), Dim::Unknown, Dim::Fixed(8)],
             ..port(&format!("past_key_values.0.{kind}"), ElementType::F32, 4)
         };
         Onnx {
@@ -297,11 +298,11 @@ mod tests {
     fn what_is_not_known_is_named() {
         refuses(|o| o.inputs.push(port("pixel_values", ElementType::F32, 4)), "input `pixel_values`: is not known");
         refuses(|o| o.inputs.push(port("past_key_values.00.key", ElementType::F32, 4)), "`past_key_values.00.key`");
-        refuses(|o| o.inputs[0].ty = ElementType::F32, "`input_ids`: holds float32; known are int64, int32");
+        refuses(|o| o.inputs[0].ty = ElementType::F32, "`input_ids`: holds float; known are int64, int32");
         refuses(|o| o.inputs[1].ty = ElementType::BF16, "holds bfloat16");
         refuses(
             |o| o.inputs[1].ty = ElementType::F16,
-            "`past_key_values.0.value`: is float32, but the cache begins with float16",
+            "`past_key_values.0.value`: is float, but the cache begins with float16",
         );
         refuses(|o| drop(o.inputs.pop()), "input `past_key_values.0.value`: is missing");
         refuses(|o| drop(o.outputs.pop()), "output `present.0.value`: is missing");
