@@ -1,8 +1,11 @@
 """Checks that .ci/run and .ci/full make through the binary: each prints a line, and the first that does not hold ends it."""
 
 import argparse
+import array
 import json
+import math
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -51,14 +54,13 @@ def goldens(edgeft, folder, work):
         run(edgeft, "quantize", case, "--type", "f32", "--out", gguf, "--json")
         v = run(edgeft, "verify", gguf, "--against", io, "--max-abs", "5e-4", "--json")
         check(v["pass"], f"{case.name} on cpu: largest difference {v['max_abs']:.1e}")
-        for method in ("lora", "rslora"):
-            lora = case / "lora" / method
-            if lora.is_dir():
-                trace(edgeft, case, lora, work / f"{case.name}-{method}")
+        for lora in sorted(p for p in (case / "lora").iterdir() if p.is_dir()):
+            trace(edgeft, case, lora, work / f"{case.name}-{lora.name}")
+            merged(edgeft, case, lora, work / f"{case.name}-{lora.name}-merged")
 
 
 def trace(edgeft, case, lora, out):
-    """The losses that peft recorded, step by step."""
+    """The losses that peft recorded, step by step, and the adapter that it came to."""
     t = json.loads((lora / "trace.json").read_text())
     (b1, b2), n = t["betas"], len(t["losses"])
     run(edgeft, "tune", "--model", case, "--data", case / "io.safetensors", "--init-adapter", lora / "adapter_init", "--out", out,
@@ -67,6 +69,49 @@ def trace(edgeft, case, lora, out):
     ours = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     off = max(abs(a - b) / abs(b) for a, b in zip(ours, t["losses"]))
     check(len(ours) == n and off < 1e-3, f"{case.name} {lora.name}: {n} losses, {off:.1e} off at most")
+    final, mine = (tensors(d / "adapter_model.safetensors") for d in (lora / "adapter_final", out))
+    check(final.keys() == mine.keys(), f"{case.name} {lora.name}: {len(mine)} tensors under the same names")
+    off = max(frobenius(mine[k], final[k]) for k in final)
+    check(off < 2e-3, f"{case.name} {lora.name}: the final adapter, {off:.1e} off at most (relative Frobenius)")
+
+
+def merged(edgeft, case, lora, out):
+    """The final adapter of peft, folded in here, against the outputs of the model that peft merged."""
+    run(edgeft, "merge", "--model", case, "--adapter", lora / "adapter_final", "--out", out, "--json")
+    reference = out.with_suffix(".safetensors")
+    write_tensors(reference, {**raw(case / "io.safetensors"), **raw(lora / "merged.safetensors")})
+    v = run(edgeft, "verify", out, "--against", reference, "--max-abs", "2e-3", "--json")
+    check(v["pass"], f"{case.name} {lora.name} merged: largest difference {v['max_abs']:.1e}")
+
+
+def raw(path):
+    """A safetensors file: name -> (header, bytes)."""
+    data = path.read_bytes()
+    n = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + n])
+    header.pop("__metadata__", None)
+    return {k: (h, data[8 + n + h["data_offsets"][0]:8 + n + h["data_offsets"][1]]) for k, h in header.items()}
+
+
+def tensors(path):
+    """Its f32 values: name -> (shape, array)."""
+    return {k: (h["shape"], array.array("f", b)) for k, (h, b) in raw(path).items()}
+
+
+def write_tensors(path, all_of_them):
+    header, body = {}, b""
+    for name, (h, b) in all_of_them.items():
+        header[name] = {**h, "data_offsets": [len(body), len(body) + len(b)]}
+        body += b
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(struct.pack("<Q", len(head)) + head + body)
+
+
+def frobenius(mine, theirs):
+    assert mine[0] == theirs[0], (mine[0], theirs[0])
+    square = sum(b * b for b in theirs[1])
+    return math.sqrt(sum((a - b) ** 2 for a, b in zip(mine[1], theirs[1])) / square) if square else max(map(abs, mine[1]))
 
 
 def tokenizers(edgeft, data):

@@ -6,7 +6,7 @@ use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::load::Checkpoint;
 use crate::model::network::Task;
 use crate::model::open::Opened;
-use crate::model::peft::AdapterConfig;
+use crate::model::peft::fold::Fold;
 use crate::tune::checkpoint::finish;
 use candle_core::{Device, Tensor};
 use edgeft_quantize::BoxError;
@@ -16,24 +16,22 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-const PREFIX: &str = "base_model.model.";
-
 /// A base with an adapter folded in, tensor by tensor.
 pub struct Merged<'a> {
     base: &'a Checkpoint,
     spec: ModelSpec,
-    adapter: Option<Adapter>,
+    adapter: Option<Fold>,
     /// Name as the base spells it, shape.
     tensors: Vec<(String, Vec<usize>)>,
-    /// Base tensor → adapter module.
-    folded: BTreeMap<String, String>,
-    /// Tensor → key in the adapter that replaces it.
+    /// Base tensor → adapter module, and which part of it.
+    folded: BTreeMap<String, (String, Part)>,
+    /// Tensor → name in the adapter that replaces it.
     replaced: BTreeMap<String, String>,
 }
 
-struct Adapter {
-    config: AdapterConfig,
-    tensors: Checkpoint,
+enum Part {
+    Weight,
+    Bias,
 }
 
 impl<'a> Merged<'a> {
@@ -53,43 +51,25 @@ impl<'a> Merged<'a> {
             .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
             .collect();
         let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
-        let adapter = match &opened.adapter {
-            None => None,
-            Some(dir) => {
-                let file = dir.join("adapter_model.safetensors");
-                let adapter = Adapter { config: AdapterConfig::read(dir)?, tensors: Checkpoint::open(&file)? };
-                for key in adapter.tensors.names() {
-                    let Some(name) = key.strip_prefix(PREFIX) else {
-                        crate::bad_input!("{}: tensor `{key}` does not begin with `{PREFIX}`", file.display());
-                    };
-                    if let Some(module) = name.strip_suffix(".lora_A.weight") {
-                        let at = checkpoint_name(base, &format!("{module}.weight"));
-                        let (a, b) = (
-                            adapter.tensors.shape(key),
-                            adapter.tensors.shape(&format!("{PREFIX}{module}.lora_B.weight")),
-                        );
-                        match (shapes.get(&at).map(Vec::as_slice), a.as_deref(), b.as_deref()) {
-                            (Some([out, input]), Some([r, i]), Some([o, r2])) if out == o && input == i && r == r2 => {
-                                folded.insert(at, module.to_owned());
-                            }
-                            (None, ..) => crate::bad_input!("{}: `{module}` is not in the base model", file.display()),
-                            (Some(w), Some(a), Some(b)) => crate::bad_input!(
-                                "{}: `{module}`: A {a:?} and B {b:?} do not fit the base's {w:?}; is it the base it was tuned on?",
-                                file.display()
-                            ),
-                            (Some(_), ..) => {
-                                crate::bad_input!("{}: `{module}` has lora_A but no lora_B", file.display())
-                            }
-                        }
-                    } else if !name.ends_with(".lora_B.weight") {
-                        let at = checkpoint_name(base, name);
-                        shapes.insert(at.clone(), adapter.tensors.shape(key).unwrap_or_default());
-                        replaced.insert(at, key.to_owned());
-                    }
+        let adapter = opened.adapter.as_deref().map(Fold::open).transpose()?;
+        for fold in &adapter {
+            for module in fold.modules() {
+                let at = |part: &str| checkpoint_name(base, &format!("{module}.{part}"));
+                let Some(shape) = shapes.get(&at("weight")) else {
+                    crate::bad_input!("{}: `{module}` is not in the base model", fold.file.path.display());
+                };
+                fold.fits(module, shape)?;
+                folded.insert(at("weight"), (module.to_owned(), Part::Weight));
+                if fold.scales_bias(module) && shapes.contains_key(&at("bias")) {
+                    folded.insert(at("bias"), (module.to_owned(), Part::Bias));
                 }
-                Some(adapter)
             }
-        };
+            for name in fold.whole() {
+                let at = checkpoint_name(base, name);
+                shapes.insert(at.clone(), fold.file.shape(name).unwrap_or_default());
+                replaced.insert(at, name.to_owned());
+            }
+        }
         Ok(Self { base, spec, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
     }
 
@@ -99,24 +79,18 @@ impl<'a> Merged<'a> {
     }
 
     fn values(&self, name: &str) -> anyhow::Result<Vec<f32>> {
-        if let (Some(key), Some(adapter)) = (self.replaced.get(name), &self.adapter) {
-            return Ok(adapter.tensors.read(key)?.1);
+        let Some(fold) = &self.adapter else { return Ok(self.base.read(name)?.1) };
+        if let Some(whole) = self.replaced.get(name) {
+            return Ok(fold.file.tensor(whole, &Device::Cpu)?.flatten_all()?.to_vec1()?);
         }
-        let (shape, mut values) = self.base.read(name)?;
-        if let (Some(module), Some(adapter)) = (self.folded.get(name), &self.adapter) {
-            let half = |side: &str| -> anyhow::Result<Tensor> {
-                let (shape, values) = adapter.tensors.read(&format!("{PREFIX}{module}.lora_{side}.weight"))?;
-                Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-            };
-            let delta = (half("B")?.matmul(&half("A")?)? * adapter.config.scale())?;
-            if delta.dims() != shape {
-                crate::bad_input!("`{name}`: the adapter's product is {:?}, the weight {shape:?}", delta.dims());
-            }
-            for (w, d) in values.iter_mut().zip(delta.flatten_all()?.to_vec1::<f32>()?) {
-                *w += d;
-            }
-        }
-        Ok(values)
+        let (shape, values) = self.base.read(name)?;
+        let Some((module, part)) = self.folded.get(name) else { return Ok(values) };
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let tensor = match part {
+            Part::Weight => fold.weight(module, &tensor)?,
+            Part::Bias => fold.bias(module, &tensor)?,
+        };
+        Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
     /// Writes one safetensors file, tensor by tensor, beside its final name; f32, or f16 when `half`.

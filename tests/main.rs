@@ -1,5 +1,6 @@
 //! Through the front door: the binary as typed, and the library as documented. Offline; one binary, so that it links once.
 
+mod adapters;
 mod cli;
 mod common;
 mod crash;

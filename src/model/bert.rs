@@ -16,6 +16,8 @@ pub struct Bert {
     token_type_embeddings: Tensor, // (types, C)
     embedding_norm: Norm,
     layers: Vec<Layer>,
+    /// The lowest layer that learns: below it nothing is kept, and no gradient goes.
+    pub lowest: usize,
 }
 
 struct Layer {
@@ -106,6 +108,7 @@ impl Bert {
             token_type_embeddings: embedding("token_type_embeddings", config.type_vocab_size)?,
             embedding_norm: norm("bert.embeddings.LayerNorm".into())?,
             layers,
+            lowest: 0,
         })
     }
 
@@ -122,7 +125,11 @@ impl Bert {
     pub fn forward_keep(&self, batch: &Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Trace)> {
         let mut x = self.embed(batch)?;
         let mut kept = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
+        let (below, learning) = self.layers.split_at(self.lowest);
+        for layer in below {
+            x = layer.forward(&x, batch, pass)?.0;
+        }
+        for layer in learning {
             let (y, saved) = layer.forward(&x, batch, pass)?;
             kept.push(if recompute { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
             x = y;
@@ -133,7 +140,7 @@ impl Bert {
     /// From the gradient of the last hidden states, the gradients of all that is trained. The embeddings stay frozen.
     pub fn backward(&self, batch: &Packed, trace: Trace, dh: &Tensor, pass: Pass, grads: &mut Grads) -> Result<()> {
         let mut dx = dh.clone();
-        for (i, (layer, kept)) in self.layers.iter().zip(trace.0).enumerate().rev() {
+        for (i, (layer, kept)) in self.layers[self.lowest..].iter().zip(trace.0).enumerate().rev() {
             let saved = match kept {
                 Kept::Whole(saved) => *saved,
                 Kept::Input(x) => layer.forward(&x, batch, pass)?.1,

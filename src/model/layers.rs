@@ -3,14 +3,18 @@
 //! Activations are (N, C) f32 tensors, N tokens of a packed batch. `backward` takes what the forward saw, and the gradient
 //! of what it gave; it returns the gradient of its input and adds those of its trained weights to [`Grads`].
 //!
-//! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
+//! - [`linear`]: y = x Wᵀ + b, frozen or trained; [`adapter`]: what is trained beside it: [`lora`], [`dora`], [`ia3`]
 //! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
+pub mod adapter;
 pub mod attention;
+pub mod dora;
 pub mod head;
 pub mod host;
+pub mod ia3;
 pub mod linear;
+pub mod lora;
 pub mod mlp;
 pub mod norm;
 pub mod rope;

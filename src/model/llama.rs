@@ -17,6 +17,8 @@ pub struct Llama {
     pub embed_tokens: Tensor,
     /// Whether the embedding is trained (full fine-tuning).
     pub embed_trained: bool,
+    /// The lowest block that learns: below it nothing is kept, and no gradient goes.
+    pub lowest: usize,
     blocks: Vec<Block>,
     norm: Norm,
     rope: Rope,
@@ -103,6 +105,7 @@ impl Llama {
         Ok(Self {
             embed_tokens: weights.tensor("model.embed_tokens.weight", &[config.vocab_size, c], device)?,
             embed_trained: false,
+            lowest: 0,
             blocks,
             norm: norm("model.norm".into())?,
             rope: Rope::new(config),
@@ -124,7 +127,11 @@ impl Llama {
         let angles = self.rope.angles(&batch.positions);
         let mut x = self.embed(batch)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        let (below, learning) = self.blocks.split_at(self.lowest);
+        for block in below {
+            x = block.forward(&x, &self.rope, &angles, batch, pass)?.0;
+        }
+        for block in learning {
             let (y, saved) = block.forward(&x, &self.rope, &angles, batch, pass)?;
             blocks.push(if recompute { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
             x = y;
@@ -135,12 +142,16 @@ impl Llama {
     /// From the gradient of the final hidden states, the gradients of all that is trained.
     pub fn backward(&self, batch: &Packed, trace: Trace, dh: &Tensor, pass: Pass, grads: &mut Grads) -> Result<()> {
         let mut dx = self.norm.backward(&trace.last, dh, grads)?;
-        for (block, kept) in self.blocks.iter().zip(trace.blocks).rev() {
+        for (i, (block, kept)) in self.blocks[self.lowest..].iter().zip(trace.blocks).enumerate().rev() {
             let saved = match kept {
                 Kept::Whole(saved) => *saved,
                 Kept::Input(x) => block.forward(&x, &self.rope, &trace.angles, batch, pass)?.1,
             };
-            dx = block.backward(saved, &dx, &self.rope, &trace.angles, batch, pass, grads)?;
+            let want_dx = i > 0 || self.embed_trained;
+            match block.backward(saved, &dx, &self.rope, &trace.angles, batch, pass, grads, want_dx)? {
+                Some(below) => dx = below,
+                None => return Ok(()),
+            }
         }
         if self.embed_trained {
             let index = Tensor::new(batch.ids.as_slice(), dx.device())?;
@@ -201,7 +212,8 @@ impl Block {
         batch: &Packed,
         pass: Pass,
         grads: &mut Grads,
-    ) -> Result<Tensor> {
+        want_dx: bool,
+    ) -> Result<Option<Tensor>> {
         let dh = self.down_proj.backward(&s.h, dy, pass, grads)?;
         let (dgate, dup) = mlp::swiglu_backward(&s.gate, &s.up, &dh)?;
         let dn2 = (self.gate_proj.backward(&s.n2, &dgate, pass, grads)?
@@ -209,9 +221,18 @@ impl Block {
         let dx1 = (dy + self.post_attention_layernorm.backward(&s.x1, &dn2, grads)?)?;
         let d_o = self.o_proj.backward(&s.o, &dx1, pass, grads)?;
         let (dq, dk, dv) = self.attention.backward(&s.q, &s.k, &s.v, &d_o, &batch.segments)?;
-        let dn1 = (self.q_proj.backward(&s.n1, &rope.backward(&dq, angles)?, pass, grads)?
-            + self.k_proj.backward(&s.n1, &rope.backward(&dk, angles)?, pass, grads)?)?;
-        let dn1 = (dn1 + self.v_proj.backward(&s.n1, &dv, pass, grads)?)?;
-        dx1 + self.input_layernorm.backward(&s.x, &dn1, grads)?
+        let (dq, dk) = (rope.backward(&dq, angles)?, rope.backward(&dk, angles)?);
+        let want_dn1 = want_dx || self.input_layernorm.trained;
+        let mut dn1: Option<Tensor> = None;
+        for (layer, grad) in [(&self.q_proj, &dq), (&self.k_proj, &dk), (&self.v_proj, &dv)] {
+            let part = layer.backward_weights(&s.n1, grad, pass, grads, want_dn1)?;
+            dn1 = match (dn1, part) {
+                (Some(sum), Some(part)) => Some((sum + part)?),
+                (_, part) => part,
+            };
+        }
+        let Some(dn1) = dn1 else { return Ok(None) };
+        let dx = self.input_layernorm.backward(&s.x, &dn1, grads)?;
+        if want_dx { (dx1 + dx).map(Some) } else { Ok(None) }
     }
 }

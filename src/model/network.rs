@@ -7,6 +7,7 @@ use super::layers::linear::Linear;
 use super::layers::{Grads, Pass, mlp};
 use super::llama::{self, Llama};
 use super::load::Checkpoint;
+use super::peft::targets::layer_of;
 use super::{Packed, Segment};
 use crate::data::batch::{Row, Target};
 use crate::rng;
@@ -266,6 +267,7 @@ impl Network {
         if let Head::Language { linear, .. } = &mut self.head {
             linear.trained = true;
         }
+        self.end_at_lowest();
         Ok(())
     }
 
@@ -292,6 +294,20 @@ impl Network {
                 pooler.trained(f);
                 classifier.trained(f);
             }
+        }
+    }
+
+    /// Looks up which block is the lowest that learns, after what is trained was marked: the backward ends there.
+    pub fn end_at_lowest(&mut self) {
+        let blocks = self.config.num_hidden_layers;
+        let embeds = matches!(&self.trunk, Trunk::Llama(t) if t.embed_trained);
+        let mut names = Vec::new();
+        self.trained(&mut |name, _| names.push(name));
+        let lowest = names.iter().filter_map(|n| layer_of(n, &[])).min().unwrap_or(blocks);
+        let lowest = if embeds { 0 } else { lowest };
+        match &mut self.trunk {
+            Trunk::Llama(t) => t.lowest = lowest,
+            Trunk::Bert(t) => t.lowest = lowest,
         }
     }
 

@@ -3,7 +3,8 @@
 use super::schedule::Schedule;
 use crate::error::BadInput;
 use crate::model::config::Config;
-use crate::model::peft::AdapterConfig;
+use crate::model::peft::targets::Layers;
+use crate::model::peft::{AdapterConfig, Kind};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -18,8 +19,30 @@ pub enum Method {
     Lora,
     /// Low-rank adapters, scaled by α/√r.
     Rslora,
+    /// Low-rank adapters that turn each row of a weight, and a magnitude a row.
+    Dora,
+    /// A vector a module that scales keys, values and the feed-forward's input.
+    Ia3,
     /// Every weight.
     Full,
+}
+
+impl Method {
+    /// Whether it has pairs, and so a rank.
+    pub fn has_pairs(self) -> bool {
+        !matches!(self, Self::Ia3 | Self::Full)
+    }
+}
+
+/// Where the low-rank pairs start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// A random, B zero.
+    #[default]
+    Lora,
+    /// At the largest singular values of each weight, which keeps the rest; saved as a plain pair of twice the rank.
+    Pissa,
 }
 
 macro_rules! settings {
@@ -64,9 +87,18 @@ settings! {
     /// Share of adapter inputs dropped while training [default: 0]
     #[arg(long, value_name = "P")]
     dropout: f32,
-    /// Modules that get an adapter, by comma [default: every projection]
+    /// Modules that get an adapter, by comma [default: every projection; ia3: keys, values, last of the feed-forward]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     targets: Vec<String>,
+    /// Layers that get adapters, such as 4-11 or 0,2,8-9 [default: all]
+    #[arg(long, value_name = "RANGE")]
+    layers: Layers,
+    /// Where the low-rank pairs start [default: lora]
+    #[arg(long, value_enum)]
+    init: Init,
+    /// LoRA+: B and vectors learn at RATIO times --lr; 16 in its paper [default: 1]
+    #[arg(long, value_name = "RATIO")]
+    lora_plus_ratio: f64,
     /// Passes over the data [default: 3]
     #[arg(long, conflicts_with = "steps")]
     epochs: f64,
@@ -130,6 +162,36 @@ impl Settings {
             std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;
         toml::from_str(&text).map_err(|e| BadInput(format!("{}: {e}", path.display())).into())
     }
+
+    /// As `--init-adapter` has it: the adapter brings its own method, rank, scale and modules.
+    ///
+    /// # Errors
+    /// A value given that is another than the adapter's.
+    pub fn with_adapter(mut self, adapter: &AdapterConfig) -> anyhow::Result<Self> {
+        let own = match adapter.kind {
+            Kind::Ia3 => Method::Ia3,
+            Kind::Dora => Method::Dora,
+            Kind::Lora if adapter.rslora => Method::Rslora,
+            Kind::Lora => Method::Lora,
+        };
+        let pairs = (adapter.kind != Kind::Ia3).then_some((adapter.r, adapter.alpha));
+        let layers = adapter.layers.clone().map(Layers);
+        let targets = Some(adapter.target_modules.clone()).filter(|t| !t.is_empty());
+        keep("method", &mut self.method, Some(own))?;
+        keep("rank", &mut self.rank, pairs.map(|p| p.0))?;
+        keep("alpha", &mut self.alpha, pairs.map(|p| p.1))?;
+        keep("layers", &mut self.layers, layers)?;
+        keep("targets", &mut self.targets, targets)?;
+        Ok(self)
+    }
+}
+
+fn keep<T: PartialEq + std::fmt::Debug>(flag: &str, given: &mut Option<T>, own: Option<T>) -> anyhow::Result<()> {
+    if let Some(value) = given.as_ref().filter(|_| *given != own) {
+        crate::bad_input!("--{flag} {value:?}, but --init-adapter brings its own: {own:?}; leave the flag out");
+    }
+    *given = own;
+    Ok(())
 }
 
 /// Every value resolved.
@@ -142,6 +204,9 @@ pub struct TuneConfig {
     pub alpha: f64,
     pub dropout: f32,
     pub targets: Vec<String>,
+    pub layers: Option<Layers>,
+    pub init: Init,
+    pub lora_plus_ratio: f64,
     pub epochs: Option<f64>,
     pub steps: Option<usize>,
     pub batch: usize,
@@ -175,7 +240,13 @@ impl TuneConfig {
             rank,
             alpha: s.alpha.unwrap_or(2.0 * rank as f64),
             dropout: s.dropout.unwrap_or(0.0),
-            targets: s.targets.unwrap_or_else(|| default_targets(encoder)),
+            targets: s.targets.unwrap_or_else(|| match method {
+                Method::Ia3 => ia3_targets(model.family.model_type()),
+                _ => default_targets(encoder),
+            }),
+            layers: s.layers,
+            init: s.init.unwrap_or_default(),
+            lora_plus_ratio: s.lora_plus_ratio.unwrap_or(1.0),
             epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
             steps: s.steps,
             batch: s.batch.unwrap_or(16),
@@ -185,6 +256,7 @@ impl TuneConfig {
             // Low-rank pairs want about ten times the rate of full tuning; small models bear more.
             lr: s.lr.unwrap_or(match (method, encoder) {
                 (Method::Full, _) => 3e-4,
+                (Method::Ia3, _) => 5e-3, // a vector has few weights, and each starts at one
                 (_, true) => 5e-4,
                 (_, false) if model.hidden_size <= 512 => 2e-3,
                 _ => 2e-4,
@@ -207,7 +279,26 @@ impl TuneConfig {
             crate::bad_input!("--max-len {given}, but the model has {} positions", model.max_position_embeddings);
         }
         config.check()?;
+        config.check_method(settings)?;
         Ok(config)
+    }
+
+    /// A flag that the method has no use for would be believed and do nothing.
+    fn check_method(&self, given: &Settings) -> anyhow::Result<()> {
+        let method = format!("{:?}", self.method).to_lowercase();
+        for (flag, given, fits) in [
+            ("--rank", given.rank.is_some(), self.method != Method::Ia3),
+            ("--alpha", given.alpha.is_some(), self.method != Method::Ia3),
+            ("--dropout", given.dropout.is_some_and(|p| p > 0.0), self.method != Method::Ia3),
+            ("--layers", given.layers.is_some(), !matches!(self.method, Method::Ia3 | Method::Full)),
+            ("--lora-plus-ratio", self.lora_plus_ratio != 1.0, self.method.has_pairs()),
+            ("--init pissa", self.init == Init::Pissa, matches!(self.method, Method::Lora | Method::Rslora)),
+        ] {
+            if given && !fits {
+                crate::bad_input!("{flag} does not go with --method {method}");
+            }
+        }
+        Ok(())
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -220,6 +311,7 @@ impl TuneConfig {
             ("max-len", self.max_len as f64, self.max_len > 1),
             ("epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(|e| e > 0.0 && e.is_finite())),
             ("steps", self.steps.unwrap_or(1) as f64, self.steps != Some(0)),
+            ("lora-plus-ratio", self.lora_plus_ratio, self.lora_plus_ratio > 0.0 && self.lora_plus_ratio.is_finite()),
             ("lr", self.lr, self.lr > 0.0 && self.lr.is_finite()),
             ("warmup", self.warmup, self.warmup >= 0.0 && self.warmup.is_finite()),
             ("weight-decay", self.weight_decay, self.weight_decay >= 0.0),
@@ -239,27 +331,40 @@ impl TuneConfig {
 
     /// The adapter that this configuration puts on a base.
     pub fn adapter(&self, base: &str) -> AdapterConfig {
+        let ia3 = self.method == Method::Ia3;
+        let feedforward = |t: &&String| FEEDFORWARD.iter().any(|end| t.ends_with(end));
         AdapterConfig {
+            kind: match self.method {
+                Method::Ia3 => Kind::Ia3,
+                Method::Dora => Kind::Dora,
+                _ => Kind::Lora,
+            },
+            feedforward_modules: self.targets.iter().filter(feedforward).filter(|_| ia3).cloned().collect(),
+            layers: self.layers.as_ref().map(|l| l.0.clone()),
             r: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             rslora: self.method == Method::Rslora,
             target_modules: self.targets.clone(),
-            modules_to_save: Vec::new(),
             base: Some(base.to_owned()),
+            ..AdapterConfig::default()
         }
     }
 
     /// As [`Settings`] again, every value given: what `tune.toml` of a RUN holds.
     pub fn to_settings(&self) -> Settings {
         let c = self.clone();
+        let ranked = c.method != Method::Ia3;
         Settings {
             task: Some(c.task),
             method: Some(c.method),
-            rank: Some(c.rank),
-            alpha: Some(c.alpha),
-            dropout: Some(c.dropout),
+            rank: ranked.then_some(c.rank),
+            alpha: ranked.then_some(c.alpha),
+            dropout: ranked.then_some(c.dropout),
             targets: Some(c.targets),
+            layers: c.layers,
+            init: c.method.has_pairs().then_some(c.init),
+            lora_plus_ratio: c.method.has_pairs().then_some(c.lora_plus_ratio),
             epochs: c.epochs,
             steps: c.steps,
             batch: Some(c.batch),
@@ -280,6 +385,21 @@ impl TuneConfig {
             seed: Some(c.seed),
         }
     }
+}
+
+/// Ends of the names of projections whose input (IA)³ scales: the last ones of the feed-forward.
+const FEEDFORWARD: [&str; 4] = ["down_proj", "output.dense", "mlp.c_proj", "lin2"];
+
+/// Keys, values and the feed-forward of a family, as PEFT chooses them for most.
+fn ia3_targets(model_type: &str) -> Vec<String> {
+    let names: &[&str] = match model_type {
+        "gpt2" => &["c_attn", "mlp.c_proj"],
+        "phi3" => &["qkv_proj", "down_proj"],
+        "bert" | "roberta" => &["key", "value", "output.dense"],
+        "distilbert" => &["k_lin", "v_lin", "lin2"],
+        _ => &["k_proj", "v_proj", "down_proj"],
+    };
+    names.iter().map(|n| (*n).to_owned()).collect()
 }
 
 fn default_targets(encoder: bool) -> Vec<String> {
@@ -303,6 +423,43 @@ mod tests {
         assert_eq!((both.rank, both.lr, both.max_len), (Some(8), Some(0.1), Some(32)));
         let error = toml::from_str::<Settings>("learning_rate = 0.1").unwrap_err().to_string();
         assert!(error.contains("unknown field `learning_rate`"), "{error}");
+    }
+
+    #[test]
+    fn an_adapter_brings_its_own_method_and_rank() {
+        let adapter = AdapterConfig { r: 4, alpha: 8.0, rslora: true, ..AdapterConfig::default() };
+        let settings = Settings { rank: Some(4), ..Settings::default() }.with_adapter(&adapter).unwrap();
+        assert_eq!((settings.method, settings.alpha), (Some(Method::Rslora), Some(8.0)));
+        let error = Settings { rank: Some(8), ..Settings::default() }.with_adapter(&adapter).unwrap_err().to_string();
+        assert!(error.contains("--rank 8, but --init-adapter brings its own: Some(4)"), "{error}");
+    }
+
+    #[test]
+    fn every_method_comes_back_from_its_file() {
+        let model: crate::model::config::Config = crate::model::open::Opened::open("nano", 0).unwrap().config;
+        for text in [
+            "method = \"dora\"\nrank = 4\nlayers = \"1-2\"",
+            "method = \"ia3\"",
+            "method = \"rslora\"\ninit = \"pissa\"\nlora-plus-ratio = 4.0",
+            "method = \"full\"",
+        ] {
+            let given: Settings = toml::from_str(text).unwrap();
+            let config = TuneConfig::resolve(&given, TaskName::Text, &model).unwrap();
+            let written = toml::to_string(&config.to_settings()).unwrap();
+            let read: Settings = toml::from_str(&written).unwrap();
+            assert_eq!(TuneConfig::resolve(&read, TaskName::Text, &model).unwrap(), config, "{written}");
+        }
+        for (text, flag) in [
+            ("method = \"ia3\"\nrank = 4", "--rank does not go with --method ia3"),
+            ("method = \"dora\"\ninit = \"pissa\"", "--init pissa"),
+            ("method = \"full\"\nlayers = \"0\"", "--layers"),
+            ("method = \"full\"\nlora-plus-ratio = 2.0", "--lora-plus-ratio"),
+            ("lora-plus-ratio = 0.0", "--lora-plus-ratio 0"),
+        ] {
+            let given: Settings = toml::from_str(text).unwrap();
+            let error = TuneConfig::resolve(&given, TaskName::Text, &model).unwrap_err().to_string();
+            assert!(error.contains(flag), "{error}");
+        }
     }
 
     #[test]
