@@ -284,7 +284,7 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
         if args.init_adapter.is_some() {
             crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
         }
-        network.train_all()?;
+        network.train_all();
         return Ok(None);
     }
     let mut adapter = match &args.init_adapter {
@@ -299,9 +299,7 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
     if let Some(dir) = &args.init_adapter {
         peft::load_into(network, dir)?;
     }
-    let heads = network.head_modules().iter().map(|h| h.name.clone()).collect::<Vec<_>>();
-    let pooler = network.fresh.iter().any(|n| n.ends_with("pooler.dense")).then(|| "pooler".to_owned());
-    adapter.modules_to_save = heads.into_iter().chain(pooler).collect();
+    adapter.modules_to_save = network.modules_to_save();
     adapter.base = Some(absolute(&args.model));
     Ok(Some(adapter))
 }
@@ -352,18 +350,15 @@ fn finish(
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
     match adapter {
         Some(adapter) => {
-            let json = serde_json::to_string_pretty(&adapter.to_json(&network.task))?;
-            folder.write("adapter_config.json", json.as_bytes())?;
+            let mut json = adapter.to_json(&network.task);
+            json["fan_in_fan_out"] = network.config.family.stores_transposed().into();
+            folder.write("adapter_config.json", serde_json::to_string_pretty(&json)?.as_bytes())?;
             write_tensors(&folder.path.join("adapter_model.safetensors"), &peft::tensors(network))?;
         }
         None => {
             let config = crate::merge::merged_config(opened)?;
             write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
-            let mut tensors = std::collections::BTreeMap::new();
-            network.trained(&mut |name, tensor| {
-                tensors.insert(name, tensor.clone());
-            });
-            write_tensors(&folder.path.join("model.safetensors"), &tensors)?;
+            write_tensors(&folder.path.join("model.safetensors"), &network.checkpoint()?)?;
         }
     }
     Ok(())

@@ -59,7 +59,8 @@ impl AdapterConfig {
         if json["peft_type"] != "LORA" {
             return Err(format!("peft_type {} is not supported; known: LORA", json["peft_type"]));
         }
-        for key in ["use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora"] {
+        // `fan_in_fan_out` is not looked at: the base's own layers say how they lie, and PEFT too corrects it by them.
+        for key in ["use_dora", "lora_bias", "use_qalora", "use_bdlora"] {
             if json[key] == true {
                 return Err(format!("`{key}` = true is not supported yet"));
             }

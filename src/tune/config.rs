@@ -175,7 +175,7 @@ impl TuneConfig {
             rank,
             alpha: s.alpha.unwrap_or(2.0 * rank as f64),
             dropout: s.dropout.unwrap_or(0.0),
-            targets: s.targets.unwrap_or_else(|| default_targets(encoder)),
+            targets: s.targets.unwrap_or_else(|| model.family.projections().iter().map(|n| (*n).to_owned()).collect()),
             epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
             steps: s.steps,
             batch: s.batch.unwrap_or(16),
@@ -280,15 +280,6 @@ impl TuneConfig {
             seed: Some(c.seed),
         }
     }
-}
-
-fn default_targets(encoder: bool) -> Vec<String> {
-    let names: &[&str] = if encoder {
-        &["query", "key", "value", "dense"]
-    } else {
-        &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    };
-    names.iter().map(|n| (*n).to_owned()).collect()
 }
 
 #[cfg(test)]
