@@ -71,7 +71,8 @@ def trace(edgeft, case, lora, out):
     check(len(ours) == n and off < 1e-3, f"{case.name} {lora.name}: {n} losses, {off:.1e} off at most")
     final, mine = (tensors(d / "adapter_model.safetensors") for d in (lora / "adapter_final", out))
     check(final.keys() == mine.keys(), f"{case.name} {lora.name}: {len(mine)} tensors under the same names")
-    off = max(frobenius(mine[k], final[k]) for k in final)
+    # the loss does not feel the bias of a span head (a softmax over positions), so Adam walks it along rounding errors
+    off = max(frobenius(mine[k], final[k]) for k in final if not k.endswith("qa_outputs.bias"))
     check(off < 2e-3, f"{case.name} {lora.name}: the final adapter, {off:.1e} off at most (relative Frobenius)")
 
 

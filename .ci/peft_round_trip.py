@@ -11,14 +11,15 @@ import subprocess
 import sys
 import warnings
 
-import peft
 import torch
 import transformers
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(2)
 CLASSES = {"CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS", "QuestionAnswering": "QUESTION_ANS"}
 STEPS, LR = 8, 1e-2
@@ -131,6 +132,8 @@ def configs(case, layers):
         **common, target_modules=[q, v, ff], rank_pattern={q: 2, rf"0\..*{v}": 6}, alpha_pattern={v: 3, ff: 32})
     yield "a pattern of paths", LoraConfig(**common, target_modules=rf".*\.[{layers - 1}]\..*{v}")
     yield "one layer", LoraConfig(**common, target_modules=[q, v], layers_to_transform=layers - 1)
+    if case.name in ("llama", "phi3", "mistral_sliding"):
+        yield "embedding and head whole", LoraConfig(**common, target_modules=[q], modules_to_save=["embed_tokens", "lm_head"])
     yield "ia3", IA3Config(target_modules=[v, ff], feedforward_modules=[ff], task_type=case.task)
 
 
@@ -155,9 +158,7 @@ def peft_in_ours(case, work):
         theirs = case.train(model, adamw(model))
         ours = case.tune(work / "run", "--init-adapter", adapter)
         check(apart(ours, theirs) < 1e-3, f"{case.name} {what}: {STEPS} losses, {apart(ours, theirs):.1e} apart")
-        names = {"adapter_config.json", "adapter_model.safetensors"}
         model.save_pretrained(adapter)
-        check(names <= {p.name for p in adapter.iterdir()}, f"{case.name} {what}: saved")
         edgeft("merge", "--model", case.folder, "--adapter", adapter, "--out", work / "merged", "--force")
         same_logits(case, work / "merged", case.reference(model, work / "peft.safetensors"), f"{case.name} {what}, tuned by PEFT")
 
@@ -174,7 +175,7 @@ def same_losses(case, work):
     # LoRA+ from one adapter: PEFT's LoRA+ has no decay unless told
     model = get_peft_model(case.model(), LoraConfig(**common))
     model.save_pretrained(work / "adapter")
-    optimizer = peft.optimizers.create_loraplus_optimizer(
+    optimizer = create_loraplus_optimizer(
         model, torch.optim.AdamW, lr=LR / 4, loraplus_lr_ratio=8, loraplus_weight_decay=0.01)
     theirs = case.train(model, optimizer)
     ours = case.tune(work / "run", "--init-adapter", work / "adapter", "--lora-plus-ratio", 8, "--lr", LR / 4)

@@ -1,7 +1,6 @@
 //! base + adapter → tensors, one at a time, in f32: never two models in memory, never a 16-bit stop on the way.
 
 use crate::error::BadInput;
-use crate::model::bert::checkpoint_name;
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::load::Checkpoint;
 use crate::model::network::Task;
@@ -19,7 +18,7 @@ use std::path::Path;
 /// A base with an adapter folded in, tensor by tensor.
 pub struct Merged<'a> {
     base: &'a Checkpoint,
-    spec: ModelSpec,
+    family: Family,
     adapter: Option<Fold>,
     /// Name as the base spells it, shape.
     tensors: Vec<(String, Vec<usize>)>,
@@ -41,36 +40,39 @@ impl<'a> Merged<'a> {
     /// An adapter key that nothing takes, or a half of a pair, by name.
     pub fn new(opened: &'a Opened) -> anyhow::Result<Self> {
         let task = opened.task()?;
-        let spec = spec(&opened.config, task.as_ref(), &opened.name)?;
+        let family = opened.config.family;
         let base = &opened.weights;
         let generates = matches!(task, Some(Task::Generate));
         let mut shapes: BTreeMap<String, Vec<usize>> = base
             .names()
-            .filter(|n| !(n.starts_with("cls.") || n.ends_with("position_ids") || n.ends_with("rotary_emb.inv_freq")))
+            .filter(|n| !is_idle(family, n))
             .filter(|n| *n != "lm_head.weight" || (generates && !opened.config.tie_word_embeddings))
             .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
             .collect();
         let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
         let adapter = opened.adapter.as_deref().map(Fold::open).transpose()?;
-        for fold in &adapter {
+        if let Some(fold) = &adapter {
             for module in fold.modules() {
-                let at = |part: &str| checkpoint_name(base, &format!("{module}.{part}"));
-                let Some(shape) = shapes.get(&at("weight")) else {
+                let at = |part: &str| base.called(&format!("{module}.{part}"));
+                let Some(mut shape) = shapes.get(&at("weight")).cloned() else {
                     crate::bad_input!("{}: `{module}` is not in the base model", fold.file.path.display());
                 };
-                fold.fits(module, shape)?;
+                if family.stores_transposed() {
+                    shape.reverse();
+                }
+                fold.fits(module, &shape)?;
                 folded.insert(at("weight"), (module.to_owned(), Part::Weight));
                 if fold.scales_bias(module) && shapes.contains_key(&at("bias")) {
                     folded.insert(at("bias"), (module.to_owned(), Part::Bias));
                 }
             }
             for name in fold.whole() {
-                let at = checkpoint_name(base, name);
+                let at = base.called(name);
                 shapes.insert(at.clone(), fold.file.shape(name).unwrap_or_default());
                 replaced.insert(at, name.to_owned());
             }
         }
-        Ok(Self { base, spec, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
+        Ok(Self { base, family, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
     }
 
     /// How many tensors the adapter changes.
@@ -87,6 +89,7 @@ impl<'a> Merged<'a> {
         let Some((module, part)) = self.folded.get(name) else { return Ok(values) };
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
         let tensor = match part {
+            Part::Weight if self.family.stores_transposed() => fold.weight(module, &tensor.t()?)?.t()?,
             Part::Weight => fold.weight(module, &tensor)?,
             Part::Bias => fold.bias(module, &tensor)?,
         };
@@ -129,32 +132,58 @@ impl<'a> Merged<'a> {
     }
 }
 
-impl TensorSource for Merged<'_> {
+/// A merged model on its way into another format.
+pub struct Exported<'a> {
+    merged: Merged<'a>,
+    spec: ModelSpec,
+}
+
+impl<'a> Exported<'a> {
+    /// As [`Merged::new`].
+    ///
+    /// # Errors
+    /// Those of it, and a family, or a shape of it, that the formats' writer does not know.
+    pub fn new(opened: &'a Opened) -> anyhow::Result<Self> {
+        let spec = spec(&opened.config, opened.task()?.as_ref(), &opened.name)?;
+        Ok(Self { merged: Merged::new(opened)?, spec })
+    }
+}
+
+impl TensorSource for Exported<'_> {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        self.tensors.clone()
+        self.merged.tensors.clone()
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>, BoxError> {
-        self.values(name).map_err(Into::into)
+        self.merged.values(name).map_err(Into::into)
+    }
+}
+
+/// Tensors of a base that no task here uses: heads of pre-training, and buffers that are computed from the config.
+fn is_idle(family: Family, name: &str) -> bool {
+    match family {
+        Family::Roberta if name.starts_with("lm_head.") => true,
+        Family::DistilBert if name.starts_with("vocab_") => true,
+        Family::Gpt2 if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") => true,
+        _ => name.starts_with("cls.") || name.ends_with("position_ids") || name.ends_with("rotary_emb.inv_freq"),
     }
 }
 
 /// `config.json` of the merged model: the base's, with the task's class and labels.
 pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
     let mut config = opened.config_json.clone();
-    let family = match opened.config.family.model_type() {
-        "llama" => "Llama",
-        "mistral" => "Mistral",
-        "qwen2" => "Qwen2",
-        _ => "Bert",
-    };
+    let family = opened.config.family;
+    let class = |end: &str| json!([format!("{}{end}", family.class())]);
     match opened.task()? {
         Some(Task::Classify(labels)) => {
-            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+            config["architectures"] = match family {
+                Family::Gemma3 => class("TextForSequenceClassification"),
+                _ => class("ForSequenceClassification"),
+            };
             let by_index: serde_json::Map<_, _> =
                 labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
             let by_label: serde_json::Map<_, _> =
@@ -162,8 +191,9 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
             config["id2label"] = by_index.into();
             config["label2id"] = by_label.into();
         }
-        Some(Task::Span) => config["architectures"] = json!([format!("{family}ForQuestionAnswering")]),
-        Some(Task::Generate) => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        Some(Task::Span) => config["architectures"] = class("ForQuestionAnswering"),
+        Some(Task::Generate) if family == Family::Gpt2 => config["architectures"] = class("LMHeadModel"),
+        Some(Task::Generate) => config["architectures"] = class("ForCausalLM"),
         None => {}
     }
     for key in ["torch_dtype", "dtype"] {
@@ -177,6 +207,20 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
 /// The network's shape in the words of the quantizer.
 fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<ModelSpec> {
     let decoder = config.family.is_decoder();
+    let arch = match config.family {
+        Family::Llama | Family::Mistral => Arch::Llama,
+        Family::Qwen2 => Arch::Qwen2,
+        Family::Bert => Arch::Bert,
+        other => {
+            crate::bad_input!(
+                "{name}: {} cannot be written as GGUF or ONNX yet; it can be tuned, merged, and run on --engine candle (eval, verify)",
+                other.model_type()
+            )
+        }
+    };
+    if config.sliding_window.is_some() && config.local_layers.contains(&false) {
+        crate::bad_input!("{name}: a window in some layers and none in others cannot be written as GGUF or ONNX yet");
+    }
     let scaling = match config.rope_scaling {
         RopeScaling::None => SpecScaling::None,
         RopeScaling::Linear { factor } => SpecScaling::Linear { factor },
@@ -186,11 +230,7 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
     };
     let short = Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(name);
     Ok(ModelSpec {
-        arch: match config.family {
-            Family::Llama | Family::Mistral => Arch::Llama,
-            Family::Qwen2 => Arch::Qwen2,
-            Family::Bert => Arch::Bert,
-        },
+        arch,
         name: short.to_owned(),
         vocab_size: config.vocab_size,
         n_ctx: config.max_position_embeddings,

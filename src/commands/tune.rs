@@ -5,7 +5,7 @@ use crate::cli::Global;
 use crate::data::batch::{Row, Target};
 use crate::data::read::{Reading, Rows, TextSide};
 use crate::export;
-use crate::model::network::{Network, Task};
+use crate::model::network::{HEADS, Network, Task};
 use crate::model::open::{Opened, Place};
 use crate::model::peft::{self, AdapterConfig, pissa};
 use crate::report::ReportData;
@@ -295,7 +295,7 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
         if args.init_adapter.is_some() {
             crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
         }
-        network.train_all()?;
+        network.train_all();
         return Ok(None);
     }
     let mut adapter = match &args.init_adapter {
@@ -313,9 +313,10 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
         (Init::Lora, Some(dir)) => peft::load_into(network, dir).map(|()| None)?,
         (Init::Lora, None) => None,
     };
-    let heads = network.head_modules().iter().map(|h| h.name.clone()).collect::<Vec<_>>();
-    let pooler = network.fresh.iter().any(|n| n.ends_with("pooler.dense")).then(|| "pooler".to_owned());
-    adapter.modules_to_save = heads.into_iter().chain(pooler).collect();
+    adapter.modules_to_save.retain(|name| !HEADS.contains(&name.as_str()));
+    adapter.modules_to_save.extend(network.modules_to_save());
+    adapter.modules_to_save.sort();
+    adapter.modules_to_save.dedup();
     adapter.base = Some(absolute(&args.model));
     Ok(Some(Adapted { config: adapter, start }))
 }
@@ -377,18 +378,15 @@ fn finish(
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
     match adapter {
         Some(adapter) => {
-            let (json, tensors) = adapter.files(network)?;
+            let (mut json, tensors) = adapter.files(network)?;
+            json["fan_in_fan_out"] = network.config.family.stores_transposed().into();
             folder.write("adapter_config.json", serde_json::to_string_pretty(&json)?.as_bytes())?;
             write_tensors(&folder.path.join("adapter_model.safetensors"), &tensors)?;
         }
         None => {
             let config = crate::merge::merged_config(opened)?;
             write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
-            let mut tensors = BTreeMap::new();
-            network.trained(&mut |name, tensor| {
-                tensors.insert(name, tensor.clone());
-            });
-            write_tensors(&folder.path.join("model.safetensors"), &tensors)?;
+            write_tensors(&folder.path.join("model.safetensors"), &network.checkpoint()?)?;
         }
     }
     Ok(())

@@ -61,6 +61,7 @@ fn last_parts<'a>(paths: impl Iterator<Item = &'a String>) -> String {
 pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyhow::Result<()> {
     let device = network.device().clone();
     let fresh = network.fresh.clone();
+    network.train_whole(&config.modules_to_save)?;
     let mut attached = 0;
     let mut names = Vec::new();
     for linear in network.linears() {
@@ -69,7 +70,7 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
             linear.trained = true; // it starts from noise: low rank would not do
             continue;
         }
-        if config.targets(&linear.name) {
+        if config.targets(&linear.name) && !linear.trained {
             linear.adapter = Some(fresh_adapter(linear, config, seed, &device)?);
             attached += 1;
         }

@@ -99,6 +99,9 @@ settings! {
     /// LoRA+: B and vectors learn at RATIO times --lr; 16 in its paper [default: 1]
     #[arg(long, value_name = "RATIO")]
     lora_plus_ratio: f64,
+    /// Modules trained and saved whole beside adapters and head, by comma, such as embed_tokens [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    modules_to_save: Vec<String>,
     /// Passes over the data [default: 3]
     #[arg(long, conflicts_with = "steps")]
     epochs: f64,
@@ -181,7 +184,9 @@ impl Settings {
         keep("rank", &mut self.rank, pairs.map(|p| p.0))?;
         keep("alpha", &mut self.alpha, pairs.map(|p| p.1))?;
         keep("layers", &mut self.layers, layers)?;
+        let whole = Some(adapter.modules_to_save.clone()).filter(|names| !names.is_empty());
         keep("targets", &mut self.targets, targets)?;
+        keep("modules-to-save", &mut self.modules_to_save, whole)?;
         Ok(self)
     }
 }
@@ -207,6 +212,7 @@ pub struct TuneConfig {
     pub layers: Option<Layers>,
     pub init: Init,
     pub lora_plus_ratio: f64,
+    pub modules_to_save: Vec<String>,
     pub epochs: Option<f64>,
     pub steps: Option<usize>,
     pub batch: usize,
@@ -242,11 +248,12 @@ impl TuneConfig {
             dropout: s.dropout.unwrap_or(0.0),
             targets: s.targets.unwrap_or_else(|| match method {
                 Method::Ia3 => ia3_targets(model.family.model_type()),
-                _ => default_targets(encoder),
+                _ => model.family.projections().iter().map(|n| (*n).to_owned()).collect(),
             }),
             layers: s.layers,
             init: s.init.unwrap_or_default(),
             lora_plus_ratio: s.lora_plus_ratio.unwrap_or(1.0),
+            modules_to_save: s.modules_to_save.unwrap_or_default(),
             epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
             steps: s.steps,
             batch: s.batch.unwrap_or(16),
@@ -292,6 +299,7 @@ impl TuneConfig {
             ("--dropout", given.dropout.is_some_and(|p| p > 0.0), self.method != Method::Ia3),
             ("--layers", given.layers.is_some(), !matches!(self.method, Method::Ia3 | Method::Full)),
             ("--lora-plus-ratio", self.lora_plus_ratio != 1.0, self.method.has_pairs()),
+            ("--modules-to-save", !self.modules_to_save.is_empty(), self.method != Method::Full),
             ("--init pissa", self.init == Init::Pissa, matches!(self.method, Method::Lora | Method::Rslora)),
         ] {
             if given && !fits {
@@ -346,6 +354,7 @@ impl TuneConfig {
             dropout: self.dropout,
             rslora: self.method == Method::Rslora,
             target_modules: self.targets.clone(),
+            modules_to_save: self.modules_to_save.clone(),
             base: Some(base.to_owned()),
             ..AdapterConfig::default()
         }
@@ -365,6 +374,7 @@ impl TuneConfig {
             layers: c.layers,
             init: c.method.has_pairs().then_some(c.init),
             lora_plus_ratio: c.method.has_pairs().then_some(c.lora_plus_ratio),
+            modules_to_save: Some(c.modules_to_save).filter(|names| !names.is_empty()),
             epochs: c.epochs,
             steps: c.steps,
             batch: Some(c.batch),
@@ -398,15 +408,6 @@ fn ia3_targets(model_type: &str) -> Vec<String> {
         "bert" | "roberta" => &["key", "value", "output.dense"],
         "distilbert" => &["k_lin", "v_lin", "lin2"],
         _ => &["k_proj", "v_proj", "down_proj"],
-    };
-    names.iter().map(|n| (*n).to_owned()).collect()
-}
-
-fn default_targets(encoder: bool) -> Vec<String> {
-    let names: &[&str] = if encoder {
-        &["query", "key", "value", "dense"]
-    } else {
-        &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     };
     names.iter().map(|n| (*n).to_owned()).collect()
 }
