@@ -74,9 +74,9 @@ class Case:
         model.eval()
         return losses
 
-    def tune(self, out, *flags, steps=STEPS):
-        edgeft("tune", "--model", self.folder, "--data", self.folder / "io.safetensors", "--out", out, "--no-val", "--steps", steps,
-               "--batch", 4096, "--lr", LR, "--schedule", "constant", "--warmup", 0, "--clip", 0, "--force", *flags)
+    def tune(self, out, *flags, lr=LR):
+        edgeft("tune", "--model", self.folder, "--data", self.folder / "io.safetensors", "--out", out, "--no-val", "--steps", STEPS,
+               "--batch", 4096, "--lr", lr, "--schedule", "constant", "--warmup", 0, "--clip", 0, "--force", *flags)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines]
 
@@ -178,7 +178,7 @@ def same_losses(case, work):
     optimizer = create_loraplus_optimizer(
         model, torch.optim.AdamW, lr=LR / 4, loraplus_lr_ratio=8, loraplus_weight_decay=0.01)
     theirs = case.train(model, optimizer)
-    ours = case.tune(work / "run", "--init-adapter", work / "adapter", "--lora-plus-ratio", 8, "--lr", LR / 4)
+    ours = case.tune(work / "run", "--init-adapter", work / "adapter", "--lora-plus-ratio", 8, lr=LR / 4)
     check(apart(ours, theirs) < 1e-3, f"{case.name} lora+: {STEPS} losses, {apart(ours, theirs):.1e} apart")
 
 
@@ -203,7 +203,7 @@ def refusals(case, other, work):
     refused("a wrong shape", module)
     save_file({k: v for k, v in whole.items() if k != name}, file)
     refused("a key too few", module)
-    save_file({**whole, name.replace(target, "x_proj"): whole[name]}, file)
+    save_file({**whole, name.replace(target, "x_proj"): whole[name].clone()}, file)
     refused("a key too many", "x_proj")
 
 
