@@ -167,6 +167,50 @@ fn of_a_bert_that_finds_spans_beside_padding() {
 }
 
 #[test]
+fn of_low_rank_pairs_in_joined_matrices() {
+    let phi = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
+    Case::new(&Tiny::phi3(), Task::Generate, &text()).with_lora(&phi, 0.3, false).gradients_match();
+    let gpt2 = ["c_attn", "c_proj", "c_fc"];
+    Case::new(&Tiny::gpt2(), Task::Generate, &text()).with_lora(&gpt2, 0.3, false).gradients_match();
+}
+
+#[test]
+fn of_low_rank_pairs_behind_norms_of_heads() {
+    Case::new(&Tiny::qwen3(), Task::Generate, &text()).with_lora(&DECODER, 0.0, false).gradients_match();
+    Case::new(&Tiny::gemma3(), Task::Generate, &text()).with_lora(&DECODER, 0.0, false).gradients_match();
+}
+
+#[test]
+fn of_every_weight_of_a_gemma3_and_of_a_gpt2() {
+    Case::new(&Tiny::gemma3(), Task::Generate, &text()).with_all().gradients_match();
+    Case::new(&Tiny::gpt2(), Task::Generate, &text()).with_all().gradients_match();
+}
+
+#[test]
+fn of_heads_that_are_trained_whole_beside_the_pairs() {
+    let rows = data::classes(4, 12, 3, 1);
+    for (tiny, targets, heads) in [
+        (Tiny::roberta(), ["query", "output.dense"], vec!["classifier.dense", "classifier.out_proj"]),
+        (Tiny::distilbert(), ["q_lin", "lin2"], vec!["pre_classifier", "classifier"]),
+    ] {
+        let case = Case::new(&tiny, labels(&["a", "b", "c"]), &rows);
+        assert_eq!(case.network.fresh, heads);
+        case.with_lora(&targets, 0.0, false).gradients_match();
+    }
+}
+
+#[test]
+fn of_readers_beside_padding() {
+    let rows = data::spans(4, 12, 1);
+    Case::new(&Tiny::roberta().reading(), Task::Span, &rows)
+        .with_lora(&["value", "output.dense"], 0.0, false)
+        .gradients_match();
+    Case::new(&Tiny::distilbert().reading(), Task::Span, &rows)
+        .with_lora(&["v_lin", "lin1"], 0.0, false)
+        .gradients_match();
+}
+
+#[test]
 fn activations_computed_again_give_the_same_bits_as_activations_kept() {
     let decoder = Case::new(&Tiny::llama(), Task::Generate, &text()).with_lora(&DECODER, 0.2, false);
     let encoder =
