@@ -13,7 +13,7 @@ fn folder() -> Folder {
 
 /// `tune` of eight steps.
 fn tune(folder: &Folder, out: &str, flags: &str) {
-    let line = "tune --model base --data d.jsonl --no-val --steps 8 --batch 6 --lr 5e-3 --warmup 0 --schedule constant";
+    let line = "tune --model base --data d.jsonl --no-val --steps 8 --batch 24 --warmup 0 --schedule constant";
     folder.edgeft(&format!("{line} --out {out} {flags}")).ok();
 }
 
@@ -44,7 +44,7 @@ fn is_one_model(folder: &Folder, run: &str) {
 #[test]
 fn a_magnitude_a_row_is_learned_saved_and_merged() {
     let folder = folder();
-    tune(&folder, "run", "--method dora --rank 4 --dropout 0.1");
+    tune(&folder, "run", "--method dora --rank 4 --dropout 0.1 --lr 5e-3");
     is_one_model(&folder, "run");
     assert_eq!(config(&folder, "run")["use_dora"], true);
     let name = "base_model.model.model.layers.1.mlp.up_proj.lora_magnitude_vector";
@@ -68,7 +68,7 @@ fn vectors_are_learned_saved_and_merged_into_weights_and_biases() {
 #[test]
 fn a_range_of_layers_alone_is_adapted() {
     let folder = folder();
-    tune(&folder, "run", "--layers 1 --rank 4");
+    tune(&folder, "run", "--layers 1 --rank 4 --lr 5e-3");
     is_one_model(&folder, "run");
     assert_eq!(config(&folder, "run")["layers_to_transform"], json!([1]));
     assert!(adapter(&folder, "run").keys().all(|k| k.contains("layers.1.")));
@@ -79,7 +79,7 @@ fn a_range_of_layers_alone_is_adapted() {
 #[test]
 fn pairs_that_start_in_the_weight_leave_as_plain_pairs_of_twice_the_rank() {
     let folder = folder();
-    tune(&folder, "run", "--init pissa --rank 4 --save-every 3");
+    tune(&folder, "run", "--init pissa --rank 4 --lr 5e-3 --save-every 3");
     tune(&folder, "plain", "--rank 4");
     is_one_model(&folder, "run");
     // The weight is only cut in two, so the first loss is the base's, as it is where B is zero.
@@ -91,10 +91,34 @@ fn pairs_that_start_in_the_weight_leave_as_plain_pairs_of_twice_the_rank() {
     // A run that goes on finds the start that it had.
     let whole = folder.read("run/adapter_model.safetensors");
     std::fs::remove_file(folder.at("run/adapter_model.safetensors")).unwrap();
-    tune(&folder, "run", "--init pissa --rank 4 --save-every 3 --resume");
+    tune(&folder, "run", "--init pissa --rank 4 --lr 5e-3 --save-every 3 --resume");
     assert!(folder.read("run/adapter_model.safetensors") == whole);
     let error = folder.edgeft("tune --model base --data d.jsonl --out no --init pissa --rank 64").code(2).stderr;
     assert!(error.contains("--rank 64, but the weight has fewer singular values"), "{error}");
+}
+
+#[test]
+fn an_embedding_and_a_head_are_learned_whole_beside_the_pairs() {
+    let folder = Folder::new();
+    Tiny::llama().write(&folder, "base");
+    folder.write("d.jsonl", data::chats(24));
+    tune(&folder, "run", "--rank 4 --lr 5e-3 --targets q_proj,v_proj --modules-to-save embed_tokens,lm_head");
+    is_one_model(&folder, "run");
+    assert_eq!(config(&folder, "run")["modules_to_save"], json!(["embed_tokens", "lm_head"]));
+    let all = adapter(&folder, "run");
+    assert!(
+        all.contains_key("base_model.model.model.embed_tokens.weight")
+            && all.contains_key("base_model.model.lm_head.weight")
+    );
+    let line = "tune --model base --init-adapter run --data d.jsonl --no-val --steps 1 --lr 1e-12 --out again";
+    folder.edgeft(line).ok();
+    folder.edgeft("verify again --against run --data d.jsonl --max-abs 1e-3").ok();
+    let error = folder.edgeft("tune --model base --data d.jsonl --out no --modules-to-save lm_haed").code(2).stderr;
+    assert!(error.contains("no module is called lm_haed"), "{error}");
+    Tiny::qwen2().write(&folder, "tied");
+    let error =
+        folder.edgeft("tune --model tied --data d.jsonl --out no --modules-to-save embed_tokens").code(2).stderr;
+    assert!(error.contains("`model.embed_tokens` is tied to the head"), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod common;
 mod crash;
 mod embed;
 mod export;
+mod families;
 mod golden;
 mod hostile;
 #[cfg(feature = "hub")]

@@ -122,6 +122,8 @@ fn of_magnitudes_on_every_projection_with_and_without_dropout() {
     for dropout in [0.0, 0.3] {
         let dora = AdapterConfig { kind: Kind::Dora, ..pairs(&DECODER, dropout) };
         Case::new(&Tiny::qwen2(), Task::Generate, &text()).with(&dora).gradients_match();
+        let dora = AdapterConfig { kind: Kind::Dora, ..pairs(&["c_attn", "c_proj", "c_fc"], dropout) };
+        Case::new(&Tiny::gpt2(), Task::Generate, &text()).with(&dora).gradients_match();
     }
 }
 
@@ -195,6 +197,50 @@ fn of_a_bert_that_finds_spans_beside_padding() {
     let rows = data::spans(4, 12, 1);
     Case::new(&Tiny::reader(), Task::Span, &rows)
         .with_lora(&["query", "key", "value", "dense"], 0.0, false)
+        .gradients_match();
+}
+
+#[test]
+fn of_low_rank_pairs_in_joined_matrices() {
+    let phi = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
+    Case::new(&Tiny::phi3(), Task::Generate, &text()).with_lora(&phi, 0.3, false).gradients_match();
+    let gpt2 = ["c_attn", "c_proj", "c_fc"];
+    Case::new(&Tiny::gpt2(), Task::Generate, &text()).with_lora(&gpt2, 0.3, false).gradients_match();
+}
+
+#[test]
+fn of_low_rank_pairs_behind_norms_of_heads() {
+    Case::new(&Tiny::qwen3(), Task::Generate, &text()).with_lora(&DECODER, 0.0, false).gradients_match();
+    Case::new(&Tiny::gemma3(), Task::Generate, &text()).with_lora(&DECODER, 0.0, false).gradients_match();
+}
+
+#[test]
+fn of_every_weight_of_a_gemma3_and_of_a_gpt2() {
+    Case::new(&Tiny::gemma3(), Task::Generate, &text()).with_all().gradients_match();
+    Case::new(&Tiny::gpt2(), Task::Generate, &text()).with_all().gradients_match();
+}
+
+#[test]
+fn of_heads_that_are_trained_whole_beside_the_pairs() {
+    let rows = data::classes(4, 12, 3, 1);
+    for (tiny, targets, heads) in [
+        (Tiny::roberta(), ["query", "output.dense"], vec!["classifier.dense", "classifier.out_proj"]),
+        (Tiny::distilbert(), ["q_lin", "lin2"], vec!["pre_classifier", "classifier"]),
+    ] {
+        let case = Case::new(&tiny, labels(&["a", "b", "c"]), &rows);
+        assert_eq!(case.network.fresh, heads);
+        case.with_lora(&targets, 0.0, false).gradients_match();
+    }
+}
+
+#[test]
+fn of_readers_beside_padding() {
+    let rows = data::spans(4, 12, 1);
+    Case::new(&Tiny::roberta().reading(), Task::Span, &rows)
+        .with_lora(&["value", "output.dense"], 0.0, false)
+        .gradients_match();
+    Case::new(&Tiny::distilbert().reading(), Task::Span, &rows)
+        .with_lora(&["v_lin", "lin1"], 0.0, false)
         .gradients_match();
 }
 
