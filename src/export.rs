@@ -4,7 +4,7 @@
 pub mod onnx;
 
 use crate::error::BadInput;
-use crate::merge::Merged;
+use crate::merge::Exported;
 use crate::model::open::{Opened, Place, holds_onnx};
 use crate::tune::run_folder;
 use anyhow::Context;
@@ -73,7 +73,7 @@ fn specials(opened: &Opened) -> anyhow::Result<Specials> {
 
 /// What the plan for `mix` would be.
 pub fn make_plan(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<Plan> {
-    plan(&Merged::new(opened)?, mix, options).with_context(|| cannot(opened))
+    plan(&Exported::new(opened)?, mix, options).with_context(|| cannot(opened))
 }
 
 /// Writes a GGUF file.
@@ -88,7 +88,7 @@ pub fn to_file(
     force: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
-    let merged = Merged::new(opened)?;
+    let merged = Exported::new(opened)?;
     let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
@@ -98,7 +98,7 @@ pub fn to_file(
 
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
 pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
-    let merged = Merged::new(opened)?;
+    let merged = Exported::new(opened)?;
     let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
@@ -163,7 +163,7 @@ fn cannot(opened: &Opened) -> String {
 }
 
 /// The tokenizer keys, read back by the runtime, must give the ids of tokenizer.json.
-fn prove(merged: &Merged, files: &TokenizerFiles, plan: &Plan) -> anyhow::Result<()> {
+fn prove(merged: &Exported, files: &TokenizerFiles, plan: &Plan) -> anyhow::Result<()> {
     let Some(json) = &files.tokenizer_json else { return Ok(()) };
     let keys = edgeft_quantize::gguf::metadata(merged, files, plan, &[])?;
     edgeft_quantize::tokenizer::prove(json, &keys, &[])

@@ -1,12 +1,11 @@
 //! base + adapter → tensors, one at a time, in f32: never two models in memory, never a 16-bit stop on the way.
 
 use crate::error::BadInput;
-use crate::model::bert::checkpoint_name;
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::load::Checkpoint;
 use crate::model::network::Task;
 use crate::model::open::Opened;
-use crate::model::peft::AdapterConfig;
+use crate::model::peft::fold::Fold;
 use crate::tune::checkpoint::finish;
 use candle_core::{Device, Tensor};
 use edgeft_quantize::BoxError;
@@ -16,24 +15,22 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-const PREFIX: &str = "base_model.model.";
-
 /// A base with an adapter folded in, tensor by tensor.
 pub struct Merged<'a> {
     base: &'a Checkpoint,
-    spec: ModelSpec,
-    adapter: Option<Adapter>,
+    family: Family,
+    adapter: Option<Fold>,
     /// Name as the base spells it, shape.
     tensors: Vec<(String, Vec<usize>)>,
-    /// Base tensor → adapter module.
-    folded: BTreeMap<String, String>,
-    /// Tensor → key in the adapter that replaces it.
+    /// Base tensor → adapter module, and which part of it.
+    folded: BTreeMap<String, (String, Part)>,
+    /// Tensor → name in the adapter that replaces it.
     replaced: BTreeMap<String, String>,
 }
 
-struct Adapter {
-    config: AdapterConfig,
-    tensors: Checkpoint,
+enum Part {
+    Weight,
+    Bias,
 }
 
 impl<'a> Merged<'a> {
@@ -43,54 +40,39 @@ impl<'a> Merged<'a> {
     /// An adapter key that nothing takes, or a half of a pair, by name.
     pub fn new(opened: &'a Opened) -> anyhow::Result<Self> {
         let task = opened.task()?;
-        let spec = spec(&opened.config, task.as_ref(), &opened.name)?;
+        let family = opened.config.family;
         let base = &opened.weights;
         let generates = matches!(task, Some(Task::Generate));
         let mut shapes: BTreeMap<String, Vec<usize>> = base
             .names()
-            .filter(|n| !(n.starts_with("cls.") || n.ends_with("position_ids") || n.ends_with("rotary_emb.inv_freq")))
+            .filter(|n| !is_idle(family, n))
             .filter(|n| *n != "lm_head.weight" || (generates && !opened.config.tie_word_embeddings))
             .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
             .collect();
         let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
-        let adapter = match &opened.adapter {
-            None => None,
-            Some(dir) => {
-                let file = dir.join("adapter_model.safetensors");
-                let adapter = Adapter { config: AdapterConfig::read(dir)?, tensors: Checkpoint::open(&file)? };
-                for key in adapter.tensors.names() {
-                    let Some(name) = key.strip_prefix(PREFIX) else {
-                        crate::bad_input!("{}: tensor `{key}` does not begin with `{PREFIX}`", file.display());
-                    };
-                    if let Some(module) = name.strip_suffix(".lora_A.weight") {
-                        let at = checkpoint_name(base, &format!("{module}.weight"));
-                        let (a, b) = (
-                            adapter.tensors.shape(key),
-                            adapter.tensors.shape(&format!("{PREFIX}{module}.lora_B.weight")),
-                        );
-                        match (shapes.get(&at).map(Vec::as_slice), a.as_deref(), b.as_deref()) {
-                            (Some([out, input]), Some([r, i]), Some([o, r2])) if out == o && input == i && r == r2 => {
-                                folded.insert(at, module.to_owned());
-                            }
-                            (None, ..) => crate::bad_input!("{}: `{module}` is not in the base model", file.display()),
-                            (Some(w), Some(a), Some(b)) => crate::bad_input!(
-                                "{}: `{module}`: A {a:?} and B {b:?} do not fit the base's {w:?}; is it the base it was tuned on?",
-                                file.display()
-                            ),
-                            (Some(_), ..) => {
-                                crate::bad_input!("{}: `{module}` has lora_A but no lora_B", file.display())
-                            }
-                        }
-                    } else if !name.ends_with(".lora_B.weight") {
-                        let at = checkpoint_name(base, name);
-                        shapes.insert(at.clone(), adapter.tensors.shape(key).unwrap_or_default());
-                        replaced.insert(at, key.to_owned());
-                    }
+        let adapter = opened.adapter.as_deref().map(Fold::open).transpose()?;
+        if let Some(fold) = &adapter {
+            for module in fold.modules() {
+                let at = |part: &str| base.called(&format!("{module}.{part}"));
+                let Some(mut shape) = shapes.get(&at("weight")).cloned() else {
+                    crate::bad_input!("{}: `{module}` is not in the base model", fold.file.path.display());
+                };
+                if family.stores_transposed() {
+                    shape.reverse();
                 }
-                Some(adapter)
+                fold.fits(module, &shape)?;
+                folded.insert(at("weight"), (module.to_owned(), Part::Weight));
+                if fold.scales_bias(module) && shapes.contains_key(&at("bias")) {
+                    folded.insert(at("bias"), (module.to_owned(), Part::Bias));
+                }
             }
-        };
-        Ok(Self { base, spec, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
+            for name in fold.whole() {
+                let at = base.called(name);
+                shapes.insert(at.clone(), fold.file.shape(name).unwrap_or_default());
+                replaced.insert(at, name.to_owned());
+            }
+        }
+        Ok(Self { base, family, adapter, tensors: shapes.into_iter().collect(), folded, replaced })
     }
 
     /// How many tensors the adapter changes.
@@ -99,24 +81,19 @@ impl<'a> Merged<'a> {
     }
 
     fn values(&self, name: &str) -> anyhow::Result<Vec<f32>> {
-        if let (Some(key), Some(adapter)) = (self.replaced.get(name), &self.adapter) {
-            return Ok(adapter.tensors.read(key)?.1);
+        let Some(fold) = &self.adapter else { return Ok(self.base.read(name)?.1) };
+        if let Some(whole) = self.replaced.get(name) {
+            return Ok(fold.file.tensor(whole, &Device::Cpu)?.flatten_all()?.to_vec1()?);
         }
-        let (shape, mut values) = self.base.read(name)?;
-        if let (Some(module), Some(adapter)) = (self.folded.get(name), &self.adapter) {
-            let half = |side: &str| -> anyhow::Result<Tensor> {
-                let (shape, values) = adapter.tensors.read(&format!("{PREFIX}{module}.lora_{side}.weight"))?;
-                Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-            };
-            let delta = (half("B")?.matmul(&half("A")?)? * adapter.config.scale())?;
-            if delta.dims() != shape {
-                crate::bad_input!("`{name}`: the adapter's product is {:?}, the weight {shape:?}", delta.dims());
-            }
-            for (w, d) in values.iter_mut().zip(delta.flatten_all()?.to_vec1::<f32>()?) {
-                *w += d;
-            }
-        }
-        Ok(values)
+        let (shape, values) = self.base.read(name)?;
+        let Some((module, part)) = self.folded.get(name) else { return Ok(values) };
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let tensor = match part {
+            Part::Weight if self.family.stores_transposed() => fold.weight(module, &tensor.t()?)?.t()?,
+            Part::Weight => fold.weight(module, &tensor)?,
+            Part::Bias => fold.bias(module, &tensor)?,
+        };
+        Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
     /// Writes one safetensors file, tensor by tensor, beside its final name; f32, or f16 when `half`.
@@ -155,32 +132,58 @@ impl<'a> Merged<'a> {
     }
 }
 
-impl TensorSource for Merged<'_> {
+/// A merged model on its way into another format.
+pub struct Exported<'a> {
+    merged: Merged<'a>,
+    spec: ModelSpec,
+}
+
+impl<'a> Exported<'a> {
+    /// As [`Merged::new`].
+    ///
+    /// # Errors
+    /// Those of it, and a family, or a shape of it, that the formats' writer does not know.
+    pub fn new(opened: &'a Opened) -> anyhow::Result<Self> {
+        let spec = spec(&opened.config, opened.task()?.as_ref(), &opened.name)?;
+        Ok(Self { merged: Merged::new(opened)?, spec })
+    }
+}
+
+impl TensorSource for Exported<'_> {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        self.tensors.clone()
+        self.merged.tensors.clone()
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>, BoxError> {
-        self.values(name).map_err(Into::into)
+        self.merged.values(name).map_err(Into::into)
+    }
+}
+
+/// Tensors of a base that no task here uses: heads of pre-training, and buffers that are computed from the config.
+fn is_idle(family: Family, name: &str) -> bool {
+    match family {
+        Family::Roberta if name.starts_with("lm_head.") => true,
+        Family::DistilBert if name.starts_with("vocab_") => true,
+        Family::Gpt2 if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") => true,
+        _ => name.starts_with("cls.") || name.ends_with("position_ids") || name.ends_with("rotary_emb.inv_freq"),
     }
 }
 
 /// `config.json` of the merged model: the base's, with the task's class and labels.
 pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
     let mut config = opened.config_json.clone();
-    let family = match opened.config.family.model_type() {
-        "llama" => "Llama",
-        "mistral" => "Mistral",
-        "qwen2" => "Qwen2",
-        _ => "Bert",
-    };
+    let family = opened.config.family;
+    let class = |end: &str| json!([format!("{}{end}", family.class())]);
     match opened.task()? {
         Some(Task::Classify(labels)) => {
-            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+            config["architectures"] = match family {
+                Family::Gemma3 => class("TextForSequenceClassification"),
+                _ => class("ForSequenceClassification"),
+            };
             let by_index: serde_json::Map<_, _> =
                 labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
             let by_label: serde_json::Map<_, _> =
@@ -188,8 +191,9 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
             config["id2label"] = by_index.into();
             config["label2id"] = by_label.into();
         }
-        Some(Task::Span) => config["architectures"] = json!([format!("{family}ForQuestionAnswering")]),
-        Some(Task::Generate) => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        Some(Task::Span) => config["architectures"] = class("ForQuestionAnswering"),
+        Some(Task::Generate) if family == Family::Gpt2 => config["architectures"] = class("LMHeadModel"),
+        Some(Task::Generate) => config["architectures"] = class("ForCausalLM"),
         None => {}
     }
     for key in ["torch_dtype", "dtype"] {
@@ -203,6 +207,20 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
 /// The network's shape in the words of the quantizer.
 fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<ModelSpec> {
     let decoder = config.family.is_decoder();
+    let arch = match config.family {
+        Family::Llama | Family::Mistral => Arch::Llama,
+        Family::Qwen2 => Arch::Qwen2,
+        Family::Bert => Arch::Bert,
+        other => {
+            crate::bad_input!(
+                "{name}: {} cannot be written as GGUF or ONNX yet; it can be tuned, merged, and run on --engine candle (eval, verify)",
+                other.model_type()
+            )
+        }
+    };
+    if config.sliding_window.is_some() && config.local_layers.contains(&false) {
+        crate::bad_input!("{name}: a window in some layers and none in others cannot be written as GGUF or ONNX yet");
+    }
     let scaling = match config.rope_scaling {
         RopeScaling::None => SpecScaling::None,
         RopeScaling::Linear { factor } => SpecScaling::Linear { factor },
@@ -212,11 +230,7 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
     };
     let short = Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(name);
     Ok(ModelSpec {
-        arch: match config.family {
-            Family::Llama | Family::Mistral => Arch::Llama,
-            Family::Qwen2 => Arch::Qwen2,
-            Family::Bert => Arch::Bert,
-        },
+        arch,
         name: short.to_owned(),
         vocab_size: config.vocab_size,
         n_ctx: config.max_position_embeddings,

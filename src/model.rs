@@ -9,19 +9,23 @@
 //!
 //! - [`config`]: `config.json` → [`config::Config`]; what would change the mathematics unseen is refused by name
 //! - [`load`]: safetensors → named f32 tensors
-//! - [`layers`]: linear and LoRA, norms, rotary embedding, attention, MLPs, heads
-//! - [`llama`]: Llama, Mistral, Qwen2; [`bert`]: BERT
-//! - [`network`]: a trunk of either family with one head, as trainer, evaluation and merge see it
+//! - [`layers`]: linear and LoRA, embeddings, norms, rotary embedding, attention, feed-forward, heads
+//! - [`trunk`]: what the families have in common; [`llama`]: Llama, Mistral, Qwen2, Qwen3, Phi-3; [`gemma3`]; [`gpt2`];
+//!   [`bert`]: BERT, RoBERTa, DistilBERT
+//! - [`network`]: a trunk of any family with one head, as trainer, evaluation and merge see it
 //! - [`peft`]: adapters, in PEFT's files; [`open`]: MODEL as typed → config, weights, tokenizer, adapter
 
 pub mod bert;
 pub mod config;
+pub mod gemma3;
+pub mod gpt2;
 pub mod layers;
 pub mod llama;
 pub mod load;
 pub mod network;
 pub mod open;
 pub mod peft;
+pub mod trunk;
 
 /// Rows `start..start + len` of a packed batch are one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use edgeft::data::batch::Row;
 use edgeft::data::tokens::read_rows;
 use edgeft::model::network::{Network, Task};
 use edgeft::model::open::Opened;
-use edgeft::model::peft::{self, AdapterConfig};
+use edgeft::model::peft::{self, AdapterConfig, Kind};
 use edgeft::rng;
 
 /// A tiny network with its rows.
@@ -34,20 +34,19 @@ impl Case {
     }
 
     /// With a low-rank pair on every projection named, and B no longer zero: else A would have no slope.
-    fn with_lora(mut self, targets: &[&str], dropout: f32, rslora: bool) -> Self {
-        let config = AdapterConfig {
-            r: 4,
-            alpha: 8.0,
-            dropout,
-            rslora,
-            target_modules: targets.iter().map(|t| (*t).to_owned()).collect(),
-            modules_to_save: Vec::new(),
-            base: None,
-        };
-        peft::attach(&mut self.network, &config, 1).expect("attaches");
+    fn with_lora(self, targets: &[&str], dropout: f32, rslora: bool) -> Self {
+        self.with(&AdapterConfig { rslora, ..pairs(targets, dropout) })
+    }
+
+    /// With adapters that no longer do nothing: B away from zero, magnitudes and vectors away from where they start.
+    fn with(mut self, config: &AdapterConfig) -> Self {
+        peft::attach(&mut self.network, config, 1).expect("attaches");
         self.network.trained(&mut |name, tensor| {
             if name.ends_with("lora_B.weight") {
                 *tensor = random(&name, tensor.dims(), 0.05);
+            } else if name.ends_with("lora_magnitude_vector") || name.ends_with("ia3_l") {
+                let around = (random(&name, tensor.dims(), 0.2) + 1.0).expect("a tensor");
+                *tensor = (&*tensor * around).expect("a tensor");
             }
         });
         self
@@ -55,13 +54,26 @@ impl Case {
 
     /// With every weight trained.
     fn with_all(mut self) -> Self {
-        self.network.train_all().expect("trains all");
+        self.network.train_all();
         self
     }
 
     fn rows(&self) -> Vec<&Row> {
         self.rows.iter().collect()
     }
+}
+
+/// Pairs of rank 4 with s = 2.
+fn pairs(targets: &[&str], dropout: f32) -> AdapterConfig {
+    let target_modules = targets.iter().map(|t| (*t).to_owned()).collect();
+    AdapterConfig { r: 4, alpha: 8.0, dropout, target_modules, ..AdapterConfig::default() }
+}
+
+/// Vectors on what is named; those of `feedforward` scale the input.
+fn vectors(targets: &[&str], feedforward: &[&str]) -> AdapterConfig {
+    let names = |names: &[&str]| names.iter().map(|t| (*t).to_owned()).collect();
+    let (target_modules, feedforward_modules) = (names(targets), names(feedforward));
+    AdapterConfig { kind: Kind::Ia3, target_modules, feedforward_modules, ..AdapterConfig::default() }
 }
 
 const DECODER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];

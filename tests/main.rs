@@ -1,11 +1,13 @@
 //! Through the front door: the binary as typed, and the library as documented. Offline; one binary, so that it links once.
 
+mod adapters;
 mod cli;
 mod common;
 mod crash;
 mod data;
 mod embed;
 mod export;
+mod families;
 mod golden;
 mod hostile;
 #[cfg(feature = "hub")]

@@ -5,18 +5,19 @@ use crate::cli::Global;
 use crate::data::batch::{Row, Target};
 use crate::data::read::{Reading, Rows, TextSide};
 use crate::export;
-use crate::model::network::{Network, Task};
+use crate::model::network::{HEADS, Network, Task};
 use crate::model::open::{Opened, Place};
-use crate::model::peft::{self, AdapterConfig};
+use crate::model::peft::{self, AdapterConfig, pissa};
 use crate::report::ReportData;
 use crate::tune::checkpoint::{self, write_synced, write_tensors};
-use crate::tune::config::{Method, Settings, TaskName, TuneConfig};
+use crate::tune::config::{Init, Method, Settings, TaskName, TuneConfig};
 use crate::tune::run_folder::{Hashes, Origin, RunFile, RunFolder, sha256, sha256_bytes};
 use crate::tune::trainer::{Outcome, StepReport, Trainer, Watch};
 use anyhow::Context;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -100,9 +101,12 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
 /// Tunes; `None` after a dry run.
 pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let saved = if args.resume { Some(RunFile::read(&args.out)?) } else { None };
-    let settings = settings(args, saved.as_ref())?;
-    let opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
+    let mut settings = settings(args, saved.as_ref())?;
     let full = settings.method == Some(Method::Full);
+    if let Some(dir) = args.init_adapter.as_deref().filter(|_| !full) {
+        settings = settings.with_adapter(&AdapterConfig::read(dir)?)?;
+    }
+    let opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
     if matches!(Place::of(&args.model)?, Place::Config(_)) && !full {
         crate::bad_input!(
             "{}: a config.json alone has no weights to adapt; use --method full to train from random weights",
@@ -278,17 +282,24 @@ fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read) 
     })
 }
 
+/// An adapter on the network, as it will be saved.
+struct Adapted {
+    config: AdapterConfig,
+    /// What PiSSA moved out of the base.
+    start: Option<pissa::Start>,
+}
+
 /// Marks what is trained: adapters (fresh, or from `--init-adapter`) or every weight.
-fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyhow::Result<Option<AdapterConfig>> {
+fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyhow::Result<Option<Adapted>> {
     if config.method == Method::Full {
         if args.init_adapter.is_some() {
             crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
         }
-        network.train_all()?;
+        network.train_all();
         return Ok(None);
     }
     let mut adapter = match &args.init_adapter {
-        Some(dir) => AdapterConfig::read(dir)?,
+        Some(dir) => AdapterConfig { dropout: config.dropout, ..AdapterConfig::read(dir)? },
         None => {
             let fresh = config.adapter(&absolute(&args.model));
             peft::every_target_is_there(network, &fresh)?;
@@ -296,14 +307,29 @@ fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyho
         }
     };
     peft::attach(network, &adapter, config.seed)?;
-    if let Some(dir) = &args.init_adapter {
-        peft::load_into(network, dir)?;
-    }
-    let heads = network.head_modules().iter().map(|h| h.name.clone()).collect::<Vec<_>>();
-    let pooler = network.fresh.iter().any(|n| n.ends_with("pooler.dense")).then(|| "pooler".to_owned());
-    adapter.modules_to_save = heads.into_iter().chain(pooler).collect();
+    let start = match (config.init, &args.init_adapter) {
+        (Init::Pissa, Some(_)) => crate::bad_input!("--init pissa and --init-adapter: an adapter has its own start"),
+        (Init::Pissa, None) => Some(pissa::start(network, config.seed)?),
+        (Init::Lora, Some(dir)) => peft::load_into(network, dir).map(|()| None)?,
+        (Init::Lora, None) => None,
+    };
+    adapter.modules_to_save.retain(|name| !HEADS.contains(&name.as_str()));
+    adapter.modules_to_save.extend(network.modules_to_save());
+    adapter.modules_to_save.sort();
+    adapter.modules_to_save.dedup();
     adapter.base = Some(absolute(&args.model));
-    Ok(Some(adapter))
+    Ok(Some(Adapted { config: adapter, start }))
+}
+
+impl Adapted {
+    /// `adapter_config.json` and the tensors beside it.
+    fn files(&self, network: &mut Network) -> anyhow::Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
+        let tensors = peft::tensors(network);
+        Ok(match &self.start {
+            Some(start) => (pissa::Start::widened(&self.config).to_json(&network.task), start.plain(tensors)?),
+            None => (self.config.to_json(&network.task), tensors),
+        })
+    }
 }
 
 fn dry_run(global: &Global, config: &TuneConfig, read: &Read, trainable: usize) {
@@ -333,7 +359,7 @@ fn finish(
     opened: &Opened,
     network: &mut Network,
     config: &TuneConfig,
-    adapter: Option<&AdapterConfig>,
+    adapter: Option<&Adapted>,
     folder: &RunFolder,
     outcome: &Outcome,
 ) -> anyhow::Result<()> {
@@ -352,18 +378,15 @@ fn finish(
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
     match adapter {
         Some(adapter) => {
-            let json = serde_json::to_string_pretty(&adapter.to_json(&network.task))?;
-            folder.write("adapter_config.json", json.as_bytes())?;
-            write_tensors(&folder.path.join("adapter_model.safetensors"), &peft::tensors(network))?;
+            let (mut json, tensors) = adapter.files(network)?;
+            json["fan_in_fan_out"] = network.config.family.stores_transposed().into();
+            folder.write("adapter_config.json", serde_json::to_string_pretty(&json)?.as_bytes())?;
+            write_tensors(&folder.path.join("adapter_model.safetensors"), &tensors)?;
         }
         None => {
             let config = crate::merge::merged_config(opened)?;
             write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
-            let mut tensors = std::collections::BTreeMap::new();
-            network.trained(&mut |name, tensor| {
-                tensors.insert(name, tensor.clone());
-            });
-            write_tensors(&folder.path.join("model.safetensors"), &tensors)?;
+            write_tensors(&folder.path.join("model.safetensors"), &network.checkpoint()?)?;
         }
     }
     Ok(())

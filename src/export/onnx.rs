@@ -1,7 +1,7 @@
 //! A model folder, a RUN or `nano` → an ONNX folder: graph, weights, tokenizer, and the configs that other programs read.
 
 use super::{provenance, specials};
-use crate::merge::{Merged, merged_config};
+use crate::merge::{Exported, merged_config};
 use crate::model::network::Task;
 use crate::model::open::Opened;
 use anyhow::Context;
@@ -23,7 +23,7 @@ pub fn to_folder(
     force: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Report> {
-    let merged = Merged::new(opened)?;
+    let merged = Exported::new(opened)?;
     let cannot = || format!("cannot convert {} to ONNX", opened.name);
     let plan = plan(&merged, mix, options).with_context(cannot)?;
     let (keys, files) = (provenance(opened, mix)?, files(opened, operators)?);

@@ -1,210 +1,143 @@
-//! BERT (arXiv:1810.04805): learned positions, post-norm blocks, GELU.
+//! BERT (arXiv:1810.04805), RoBERTa (arXiv:1907.11692: positions count from behind the padding's row) and DistilBERT
+//! (arXiv:1910.01108: no token types, names of its own): learned positions, post-norm blocks, GELU.
 
-use super::Packed;
-use super::config::Config;
+use super::config::Family;
+use super::layers::Grads;
 use super::layers::attention::Attention;
+use super::layers::feed_forward::{self, FeedForward};
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
-use super::layers::{Grads, Pass, mlp};
-use super::load::Checkpoint;
-use candle_core::{Device, Result, Tensor};
+use super::layers::projections::Projections;
+use super::layers::self_attention::{self, SelfAttention};
+use super::trunk::{Block, Context, Embeddings, Parts, Stack};
+use candle_core::{Result, Tensor};
 
-/// The trunk: embeddings and encoder.
-pub struct Bert {
-    word_embeddings: Tensor,       // (V, C)
-    position_embeddings: Tensor,   // (T, C)
-    token_type_embeddings: Tensor, // (types, C)
-    embedding_norm: Norm,
-    layers: Vec<Layer>,
-}
-
-struct Layer {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    attention_output: Linear,
+/// x₁ = norm(x + attention x); y = norm(x₁ + mlp x₁).
+pub struct PostNorm {
+    attention: SelfAttention,
     attention_norm: Norm,
-    intermediate: Linear,
-    output: Linear,
+    mlp: FeedForward,
     output_norm: Norm,
-    attention: Attention,
 }
 
-struct Saved {
-    x: Tensor,       // (N, C)
-    q: Tensor,       // (N, C)
-    k: Tensor,       // (N, C)
-    v: Tensor,       // (N, C)
-    o: Tensor,       // (N, C)
+/// What one block keeps for its backward.
+pub struct Saved {
+    x: Tensor, // (N, C)
+    attention: self_attention::Saved,
     before1: Tensor, // (N, C) input of the attention norm
     x1: Tensor,      // (N, C)
-    wide: Tensor,    // (N, F) before GELU
-    h: Tensor,       // (N, F)
+    mlp: feed_forward::Saved,
     before2: Tensor, // (N, C) input of the output norm
 }
 
-/// What a forward keeps for the backward of the whole trunk.
-pub struct Trace(Vec<Kept>);
+/// Names of a layer's parts, in the order q, k, v, out, norm, up, down, norm.
+const BERT: [&str; 8] = [
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+];
+const DISTILBERT: [&str; 8] = [
+    "attention.q_lin",
+    "attention.k_lin",
+    "attention.v_lin",
+    "attention.out_lin",
+    "sa_layer_norm",
+    "ffn.lin1",
+    "ffn.lin2",
+    "output_layer_norm",
+];
 
-enum Kept {
-    Whole(Box<Saved>),
-    Input(Tensor),
-}
-
-/// Name of a tensor in the checkpoint: encoders are saved with and without the `bert.` prefix, and old ones call a norm's
-/// weight and bias gamma and beta.
-pub fn checkpoint_name(weights: &Checkpoint, name: &str) -> String {
-    let bare = name.strip_prefix("bert.").unwrap_or(name);
-    let old = |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    [name.to_owned(), bare.to_owned(), old(name), old(bare)]
-        .into_iter()
-        .find(|n| weights.contains(n))
-        .unwrap_or_else(|| name.to_owned())
-}
-
-impl Bert {
-    /// Reads the trunk from a checkpoint. Modules are named with the `bert.` prefix, as PEFT meets them.
-    pub fn load(config: &Config, weights: &Checkpoint, device: &Device) -> anyhow::Result<Self> {
-        let (c, f) = (config.hidden_size, config.intermediate_size);
-        let get = |name: &str, shape: &[usize]| weights.tensor(&checkpoint_name(weights, name), shape, device);
-        let linear = |name: String, out: usize, input: usize| -> anyhow::Result<Linear> {
-            let (weight, bias) =
-                (get(&format!("{name}.weight"), &[out, input])?, get(&format!("{name}.bias"), &[out])?);
-            Ok(Linear::new(name, weight, Some(bias)))
-        };
-        let norm = |name: String| -> anyhow::Result<Norm> {
-            let (weight, bias) = (get(&format!("{name}.weight"), &[c])?, get(&format!("{name}.bias"), &[c])?);
-            Ok(Norm { name, weight, bias: Some(bias), eps: config.norm_eps, trained: false })
-        };
-        let attention = Attention {
-            n_heads: config.num_attention_heads,
-            n_kv_heads: config.num_attention_heads,
-            head_dim: config.head_dim,
-            causal: false,
-            window: None,
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| {
-                let at = |part: &str| format!("bert.encoder.layer.{i}.{part}");
-                Ok(Layer {
-                    query: linear(at("attention.self.query"), c, c)?,
-                    key: linear(at("attention.self.key"), c, c)?,
-                    value: linear(at("attention.self.value"), c, c)?,
-                    attention_output: linear(at("attention.output.dense"), c, c)?,
-                    attention_norm: norm(at("attention.output.LayerNorm"))?,
-                    intermediate: linear(at("intermediate.dense"), f, c)?,
-                    output: linear(at("output.dense"), c, f)?,
-                    output_norm: norm(at("output.LayerNorm"))?,
-                    attention,
-                })
-            })
-            .collect::<anyhow::Result<_>>()?;
-        let embedding = |part: &str, rows: usize| get(&format!("bert.embeddings.{part}.weight"), &[rows, c]);
-        Ok(Self {
-            word_embeddings: embedding("word_embeddings", config.vocab_size)?,
-            position_embeddings: embedding("position_embeddings", config.max_position_embeddings)?,
-            token_type_embeddings: embedding("token_type_embeddings", config.type_vocab_size)?,
-            embedding_norm: norm("bert.embeddings.LayerNorm".into())?,
-            layers,
+/// Reads the trunk from a checkpoint. Modules are named with the family's prefix, as PEFT meets them.
+pub fn load(parts: &Parts) -> anyhow::Result<Stack<PostNorm>> {
+    let config = parts.config;
+    let (c, f, prefix) = (config.hidden_size, config.intermediate_size, config.family.prefix());
+    let (layers, names) = match config.family {
+        Family::DistilBert => ("transformer.layer", DISTILBERT),
+        _ => ("encoder.layer", BERT),
+    };
+    let blocks = (0..config.num_hidden_layers).map(|i| {
+        let [query, key, value, out, attention_norm, up, down, output_norm] =
+            names.map(|part| format!("{prefix}{layers}.{i}.{part}"));
+        let square = |name: String| parts.linear(name, c, c, true);
+        Ok(PostNorm {
+            attention: SelfAttention {
+                qkv: Projections::Apart(vec![square(query)?, square(key)?, square(value)?]),
+                qk_norms: None,
+                attention: Attention::of(config, i),
+                out: square(out)?,
+            },
+            attention_norm: parts.layer_norm(attention_norm)?,
+            mlp: FeedForward {
+                up: Projections::Apart(vec![parts.linear(up, f, c, true)?]),
+                act: config.activation,
+                down: parts.linear(down, c, f, true)?,
+            },
+            output_norm: parts.layer_norm(output_norm)?,
         })
-    }
-
-    /// Hidden states of the last layer (N, C), without keeping anything.
-    pub fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
-        let mut x = self.embed(batch)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, batch, pass)?.0;
-        }
-        Ok(x)
-    }
-
-    /// As [`Bert::forward`], keeping what the backward needs: everything, or with `recompute` only each layer's input.
-    pub fn forward_keep(&self, batch: &Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Trace)> {
-        let mut x = self.embed(batch)?;
-        let mut kept = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let (y, saved) = layer.forward(&x, batch, pass)?;
-            kept.push(if recompute { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
-            x = y;
-        }
-        Ok((x, Trace(kept)))
-    }
-
-    /// From the gradient of the last hidden states, the gradients of all that is trained. The embeddings stay frozen.
-    pub fn backward(&self, batch: &Packed, trace: Trace, dh: &Tensor, pass: Pass, grads: &mut Grads) -> Result<()> {
-        let mut dx = dh.clone();
-        for (i, (layer, kept)) in self.layers.iter().zip(trace.0).enumerate().rev() {
-            let saved = match kept {
-                Kept::Whole(saved) => *saved,
-                Kept::Input(x) => layer.forward(&x, batch, pass)?.1,
-            };
-            match layer.backward(saved, &dx, batch, pass, grads, i > 0)? {
-                Some(below) => dx = below,
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn embed(&self, batch: &Packed) -> Result<Tensor> {
-        let device = self.word_embeddings.device();
-        let pick = |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, device)?, 0);
-        let words = pick(&self.word_embeddings, &batch.ids)?;
-        let x = (words + pick(&self.token_type_embeddings, &batch.types)?)?;
-        self.embedding_norm.forward(&(x + pick(&self.position_embeddings, &batch.positions)?)?)
-    }
-
-    /// Every projection, in network order.
-    pub fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.layers.iter_mut().flat_map(|l| {
-            [&mut l.query, &mut l.key, &mut l.value, &mut l.attention_output, &mut l.intermediate, &mut l.output]
-        })
-    }
-
-    /// The layers' norms, in network order. The embeddings' own norm stays frozen with them.
-    pub fn norms(&mut self) -> impl Iterator<Item = &mut Norm> {
-        self.layers.iter_mut().flat_map(|l| [&mut l.attention_norm, &mut l.output_norm])
-    }
+    });
+    let at = |part: &str| format!("{prefix}embeddings.{part}");
+    // transformers gives the tables of words (and RoBERTa's of positions) a padding row that never learns.
+    let padding = Some(config.pad_token_id.unwrap_or(u32::from(config.family == Family::Roberta)));
+    let positions = config.max_position_embeddings + config.position_offset;
+    let counts = padding.filter(|_| config.family == Family::Roberta);
+    let types = match config.type_vocab_size {
+        0 => None,
+        n => Some(parts.embedding(at("token_type_embeddings"), n, None)?),
+    };
+    Ok(Stack {
+        blocks: blocks.collect::<anyhow::Result<_>>()?,
+        embeddings: Embeddings {
+            words: parts.embedding(at("word_embeddings"), config.vocab_size, padding)?,
+            scale: 1.0,
+            positions: Some(parts.embedding(at("position_embeddings"), positions, counts)?),
+            types,
+            norm: Some(parts.layer_norm(at("LayerNorm"))?),
+        },
+        norm: None,
+        ropes: Vec::new(),
+        lowest: 0,
+    })
 }
 
-impl Layer {
-    /// x: (N, C) → (N, C). x₁ = norm(x + dense(attention x)); y = norm(x₁ + output(gelu(intermediate x₁))).
-    fn forward(&self, x: &Tensor, batch: &Packed, pass: Pass) -> Result<(Tensor, Saved)> {
-        let q = self.query.forward(x, pass)?;
-        let k = self.key.forward(x, pass)?;
-        let v = self.value.forward(x, pass)?;
-        let o = self.attention.forward(&q, &k, &v, &batch.segments)?;
-        let before1 = (x + self.attention_output.forward(&o, pass)?)?;
+impl Block for PostNorm {
+    type Saved = Saved;
+
+    fn forward(&self, x: &Tensor, at: &Context) -> Result<(Tensor, Saved)> {
+        let (o, attention) = self.attention.forward(x, &at.batch.segments, None, at.pass)?;
+        let before1 = (x + o)?;
         let x1 = self.attention_norm.forward(&before1)?;
-        let wide = self.intermediate.forward(&x1, pass)?; // (N, F)
-        let h = mlp::gelu(&wide)?;
-        let before2 = (&x1 + self.output.forward(&h, pass)?)?;
+        let (h, mlp) = self.mlp.forward(&x1, at.pass)?;
+        let before2 = (&x1 + h)?;
         let y = self.output_norm.forward(&before2)?;
-        Ok((y, Saved { x: x.clone(), q, k, v, o, before1, x1, wide, h, before2 }))
+        Ok((y, Saved { x: x.clone(), attention, before1, x1, mlp, before2 }))
     }
 
     fn backward(
         &self,
         s: Saved,
         dy: &Tensor,
-        batch: &Packed,
-        pass: Pass,
+        at: &Context,
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let d2 = self.output_norm.backward(&s.before2, dy, grads)?;
-        let dh = self.output.backward(&s.h, &d2, pass, grads)?;
-        let dwide = mlp::gelu_backward(&s.wide, &dh)?;
-        let dx1 = (&d2 + self.intermediate.backward(&s.x1, &dwide, pass, grads)?)?;
+        let dx1 = (&d2 + self.mlp.backward(&s.x1, &s.mlp, &d2, at.pass, grads)?)?;
         let d1 = self.attention_norm.backward(&s.before1, &dx1, grads)?;
-        let d_o = self.attention_output.backward(&s.o, &d1, pass, grads)?;
-        let (dq, dk, dv) = self.attention.backward(&s.q, &s.k, &s.v, &d_o, &batch.segments)?;
-        let mut dx = d1;
-        for (layer, grad) in [(&self.query, &dq), (&self.key, &dk), (&self.value, &dv)] {
-            if let Some(part) = layer.backward_weights(&s.x, grad, pass, grads, want_dx)? {
-                dx = (dx + part)?;
-            }
-        }
-        Ok(want_dx.then_some(dx))
+        let segments = &at.batch.segments;
+        let dx = self.attention.backward(&s.x, &s.attention, &d1, segments, None, at.pass, grads, want_dx)?;
+        dx.map(|dx| d1 + dx).transpose()
+    }
+
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        self.attention.linears().chain(self.mlp.linears()).collect()
+    }
+
+    fn norms(&mut self) -> Vec<&mut Norm> {
+        vec![&mut self.attention_norm, &mut self.output_norm]
     }
 }

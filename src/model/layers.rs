@@ -3,17 +3,27 @@
 //! Activations are (N, C) f32 tensors, N tokens of a packed batch. `backward` takes what the forward saw, and the gradient
 //! of what it gave; it returns the gradient of its input and adds those of its trained weights to [`Grads`].
 //!
-//! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
-//! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
+//! - [`linear`]: y = x Wᵀ + b, frozen or trained; [`projections`]: several of one input
+//! - [`adapter`]: what is trained beside it: [`lora`], [`dora`], [`ia3`]
+//! - [`embedding`]; [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`act`]: activations and gates
+//! - [`self_attention`], [`feed_forward`]: the two halves of a block
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
+pub mod act;
+pub mod adapter;
 pub mod attention;
+pub mod dora;
+pub mod embedding;
+pub mod feed_forward;
 pub mod head;
 pub mod host;
+pub mod ia3;
 pub mod linear;
-pub mod mlp;
+pub mod lora;
 pub mod norm;
+pub mod projections;
 pub mod rope;
+pub mod self_attention;
 
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;

@@ -35,7 +35,7 @@ impl Random {
         if shape.len() == 1 {
             return vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; n];
         }
-        let residual = ["o_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
+        let residual = ["o_proj.weight", "down_proj.weight", "c_proj.weight"].iter().any(|end| name.ends_with(end));
         let scale = if residual { self.deviation / (2.0 * self.n_layers as f32).sqrt() } else { self.deviation };
         let stream = rng::stream(name, 0);
         (0..n as u64).map(|i| rng::normal(self.seed, stream, i) * scale).collect()
@@ -58,6 +58,9 @@ impl std::ops::Deref for Bytes {
         }
     }
 }
+
+/// What the names of a trunk's tensors may begin with.
+const PREFIXES: [&str; 5] = ["model.", "transformer.", "bert.", "roberta.", "distilbert."];
 
 impl Checkpoint {
     /// Reads a safetensors file that is part of this program.
@@ -101,6 +104,21 @@ impl Checkpoint {
     /// Whether a tensor of that name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.random.is_some() || self.place.contains_key(name)
+    }
+
+    /// Whether the values are noise, not a file's.
+    pub fn is_random(&self) -> bool {
+        self.random.is_some()
+    }
+
+    /// Name of a tensor as this checkpoint spells it: trunks are saved with and without their prefix, and old BERTs call a
+    /// norm's weight and bias gamma and beta.
+    pub fn called(&self, name: &str) -> String {
+        let bare = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);
+        let old =
+            |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let spellings = [name.to_owned(), bare.to_owned(), old(name), old(bare)];
+        spellings.into_iter().find(|n| self.contains(n)).unwrap_or_else(|| name.to_owned())
     }
 
     /// Shape of a tensor, if it exists.

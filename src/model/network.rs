@@ -1,16 +1,18 @@
-//! A trunk of either family with one head: what trainer, evaluation and verification work on.
+//! A trunk of any family with one head: what trainer, evaluation and verification work on.
 
-use super::bert::{self, Bert};
 use super::config::{Config, Family};
+use super::layers::act::Act;
 use super::layers::head::{self, LossSum};
 use super::layers::linear::Linear;
-use super::layers::{Grads, Pass, mlp};
-use super::llama::{self, Llama};
+use super::layers::{Grads, Pass};
 use super::load::Checkpoint;
-use super::{Packed, Segment};
+use super::peft::targets::{is_called, layer_of};
+use super::trunk::{Parts, Trunk};
+use super::{Packed, Segment, bert, gemma3, gpt2, llama};
 use crate::data::batch::{Row, Target};
 use crate::rng;
 use candle_core::{Device, Result, Tensor};
+use std::collections::BTreeMap;
 
 /// What the network answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,19 +25,24 @@ pub enum Task {
     Span,
 }
 
-enum Trunk {
-    Llama(Llama),
-    Bert(Bert),
-}
+/// Names that PEFT writes for a task whether a model has such a head or another.
+pub const HEADS: [&str; 3] = ["classifier", "score", "qa_outputs"];
 
 enum Head {
     /// (V, C), `lm_head` or the embedding it is tied to.
     Language { linear: Linear, tied: bool },
-    /// Llama's classifier: (labels, C) on the last token, no bias.
+    /// A decoder's classifier: (labels, C) on the last token, no bias.
     Score(Linear),
-    /// BERT's classifier on tanh(pooler(first token)).
-    Pooled { pooler: Linear, classifier: Linear },
-    /// BERT's question answering: start and end logits of each token.
+    /// An encoder's classifier: out(act(dense(first token))).
+    First {
+        dense: Linear,
+        act: Act,
+        out: Linear,
+        /// BERT's dense layer is its pooler, a part of the trunk. RoBERTa's and DistilBERT's come with the task, and are
+        /// trained whole as the other heads are.
+        pooler: bool,
+    },
+    /// An encoder's question answering: start and end logits of each token.
     Span(Linear),
 }
 
@@ -47,14 +54,9 @@ pub struct Network {
     pub task: Task,
     /// Head modules that the checkpoint did not hold: they start from the seed and must be trained.
     pub fresh: Vec<String>,
-    trunk: Trunk,
+    trunk: Box<dyn Trunk>,
     head: Head,
     device: Device,
-}
-
-enum Trace {
-    Llama(llama::Trace),
-    Bert(bert::Trace),
 }
 
 impl Network {
@@ -64,10 +66,10 @@ impl Network {
     /// A tensor that is missing or has another shape than `config.json` says, by name.
     pub fn load(config: &Config, weights: &Checkpoint, task: Task, seed: u64, device: &Device) -> anyhow::Result<Self> {
         let c = config.hidden_size;
+        let parts = Parts { config, weights, device };
         let mut fresh = Vec::new();
         let mut head_linear = |name: &str, out: usize, bias: bool| -> anyhow::Result<Linear> {
-            let at = bert::checkpoint_name(weights, &format!("{name}.weight"));
-            if !weights.contains(&at) {
+            if !weights.contains(&weights.called(&format!("{name}.weight"))) {
                 fresh.push(name.to_owned());
                 let values: Vec<f32> = (0..out * c)
                     .map(|i| rng::normal(seed, rng::stream(name, 0), i as u64) * config.initializer_range)
@@ -75,23 +77,30 @@ impl Network {
                 let bias = bias.then(|| Tensor::zeros(out, candle_core::DType::F32, device)).transpose()?;
                 return Ok(Linear::new(name.into(), Tensor::from_vec(values, (out, c), device)?, bias));
             }
-            let weight = weights.tensor(&at, &[out, c], device)?;
-            let bias_at = bert::checkpoint_name(weights, &format!("{name}.bias"));
-            let bias = bias.then(|| weights.tensor(&bias_at, &[out], device)).transpose()?;
+            // Heads lie as (out, in), whatever the trunk's matrices do.
+            let weight = parts.tensor(&format!("{name}.weight"), &[out, c])?;
+            let bias = bias.then(|| parts.tensor(&format!("{name}.bias"), &[out])).transpose()?;
             Ok(Linear::new(name.into(), weight, bias))
         };
         let head = match (config.family.is_decoder(), &task) {
             (true, Task::Generate) => {
                 let tied = config.tie_word_embeddings;
-                let name = if tied { "model.embed_tokens" } else { "lm_head" };
-                let weight = weights.tensor(&format!("{name}.weight"), &[config.vocab_size, c], device)?;
+                let words = if config.family == Family::Gpt2 { "transformer.wte" } else { "model.embed_tokens" };
+                let name = if tied { words } else { "lm_head" };
+                let weight = parts.tensor(&format!("{name}.weight"), &[config.vocab_size, c])?;
                 Head::Language { linear: Linear::new(name.into(), weight, None), tied }
             }
             (true, Task::Classify(labels)) => Head::Score(head_linear("score", labels.len(), false)?),
-            (false, Task::Classify(labels)) => Head::Pooled {
-                pooler: head_linear("bert.pooler.dense", c, true)?,
-                classifier: head_linear("classifier", labels.len(), true)?,
-            },
+            (false, Task::Classify(labels)) => {
+                let (dense, act, out) = match config.family {
+                    Family::Roberta => ("classifier.dense", Act::Tanh, "classifier.out_proj"),
+                    Family::DistilBert => ("pre_classifier", Act::Relu, "classifier"),
+                    _ => ("bert.pooler.dense", Act::Tanh, "classifier"),
+                };
+                let pooler = config.family == Family::Bert;
+                let (dense, out) = (head_linear(dense, c, true)?, head_linear(out, labels.len(), true)?);
+                Head::First { dense, act, out, pooler }
+            }
             (false, Task::Span) => Head::Span(head_linear("qa_outputs", 2, true)?),
             (true, Task::Span) => {
                 crate::bad_input!("a span head needs an encoder; {} answers by generating", config.family.model_type())
@@ -100,9 +109,13 @@ impl Network {
                 crate::bad_input!("{} is an encoder: it cannot generate", config.family.model_type())
             }
         };
-        let trunk = match config.family {
-            Family::Bert => Trunk::Bert(Bert::load(config, weights, device)?),
-            Family::Llama | Family::Mistral | Family::Qwen2 => Trunk::Llama(Llama::load(config, weights, device)?),
+        let trunk: Box<dyn Trunk> = match config.family {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 => {
+                Box::new(llama::load(&parts)?)
+            }
+            Family::Gemma3 => Box::new(gemma3::load(&parts)?),
+            Family::Gpt2 => Box::new(gpt2::load(&parts)?),
+            Family::Bert | Family::Roberta | Family::DistilBert => Box::new(bert::load(&parts)?),
         };
         Ok(Self { config: config.clone(), task, fresh, trunk, head, device: device.clone() })
     }
@@ -119,7 +132,7 @@ impl Network {
     /// Loss sums of the rows, without gradients.
     pub fn loss(&self, rows: &[&Row]) -> Result<LossSum> {
         let batch = Self::pack(rows);
-        let h = self.hidden(&batch, Pass::EVAL)?;
+        let h = self.trunk.forward(&batch, Pass::EVAL)?;
         Ok(self.head_loss(&h, &batch, rows, None, Pass::EVAL, &mut Grads::default())?.0)
     }
 
@@ -133,38 +146,25 @@ impl Network {
         grads: &mut Grads,
     ) -> Result<LossSum> {
         let batch = Self::pack(rows);
-        let (h, trace) = match &self.trunk {
-            Trunk::Llama(t) => t.forward_keep(&batch, pass, recompute).map(|(h, t)| (h, Trace::Llama(t)))?,
-            Trunk::Bert(t) => t.forward_keep(&batch, pass, recompute).map(|(h, t)| (h, Trace::Bert(t)))?,
-        };
+        let (h, backward) = self.trunk.forward_keep(&batch, pass, recompute)?;
         let (loss, dh) = self.head_loss(&h, &batch, rows, Some(weight), pass, grads)?;
-        let Some(dh) = dh else { return Ok(loss) };
-        match (&self.trunk, trace) {
-            (Trunk::Llama(t), Trace::Llama(trace)) => t.backward(&batch, trace, &dh, pass, grads)?,
-            (Trunk::Bert(t), Trace::Bert(trace)) => t.backward(&batch, trace, &dh, pass, grads)?,
-            _ => candle_core::bail!("a trace of another family"),
+        if let Some(dh) = dh {
+            backward(&dh, grads)?;
         }
         Ok(loss)
     }
 
     /// Output rows of packed sequences: (N, V) for generation, (sequences, labels) for classification, (N, 2) for spans.
     pub fn logits(&self, batch: &Packed) -> Result<Tensor> {
-        let h = self.hidden(batch, Pass::EVAL)?;
+        let h = self.trunk.forward(batch, Pass::EVAL)?;
         match &self.head {
             Head::Language { linear, .. } => linear.forward(&h, Pass::EVAL),
             Head::Score(linear) => linear.forward(&pick(&h, &last(&batch.segments))?, Pass::EVAL),
-            Head::Pooled { pooler, classifier } => {
-                let pooled = pooler.forward(&pick(&h, &first(&batch.segments))?, Pass::EVAL)?.tanh()?;
-                classifier.forward(&pooled, Pass::EVAL)
+            Head::First { dense, act, out, .. } => {
+                let x = pick(&h, &first(&batch.segments))?;
+                out.forward(&act.forward(&dense.forward(&x, Pass::EVAL)?)?, Pass::EVAL)
             }
             Head::Span(linear) => linear.forward(&h, Pass::EVAL),
-        }
-    }
-
-    fn hidden(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
-        match &self.trunk {
-            Trunk::Llama(t) => t.forward(batch, pass),
-            Trunk::Bert(t) => t.forward(batch, pass),
         }
     }
 
@@ -198,15 +198,16 @@ impl Network {
                 let dx = linear.backward(&x, &dlogits, pass, grads)?;
                 Ok((loss, Some(scatter(h, &at, &dx)?)))
             }
-            Head::Pooled { pooler, classifier } => {
+            Head::First { dense, act, out, .. } => {
                 let at = first(&batch.segments);
                 let x = pick(h, &at)?;
-                let pooled = pooler.forward(&x, pass)?.tanh()?;
-                let logits = classifier.forward(&pooled, pass)?;
+                let wide = dense.forward(&x, pass)?;
+                let y = act.forward(&wide)?;
+                let logits = out.forward(&y, pass)?;
                 let (loss, dlogits) = head::cross_entropy(&logits, &classes(rows)?, weight.unwrap_or(0.0))?;
                 let Some(_) = weight else { return Ok((loss, None)) };
-                let dpooled = classifier.backward(&pooled, &dlogits, pass, grads)?;
-                let dx = pooler.backward(&x, &mlp::tanh_backward(&pooled, &dpooled)?, pass, grads)?;
+                let dy = out.backward(&y, &dlogits, pass, grads)?;
+                let dx = dense.backward(&x, &act.backward(&wide, &dy)?, pass, grads)?;
                 Ok((loss, Some(scatter(h, &at, &dx)?)))
             }
             Head::Span(linear) => {
@@ -230,14 +231,11 @@ impl Network {
         }
     }
 
-    /// Every projection of the trunk, in network order, then the pooler.
+    /// Every projection of the trunk, in network order, then BERT's pooler.
     pub fn linears(&mut self) -> Vec<&mut Linear> {
-        let mut all: Vec<&mut Linear> = match &mut self.trunk {
-            Trunk::Llama(t) => t.linears().collect(),
-            Trunk::Bert(t) => t.linears().collect(),
-        };
-        if let Head::Pooled { pooler, .. } = &mut self.head {
-            all.push(pooler);
+        let mut all = self.trunk.linears();
+        if let Head::First { dense, pooler: true, .. } = &mut self.head {
+            all.push(dense);
         }
         all
     }
@@ -247,52 +245,111 @@ impl Network {
         match &mut self.head {
             Head::Language { .. } => Vec::new(),
             Head::Score(linear) | Head::Span(linear) => vec![linear],
-            Head::Pooled { classifier, .. } => vec![classifier],
+            Head::First { out, pooler: true, .. } => vec![out],
+            Head::First { dense, out, .. } => vec![dense, out],
         }
     }
 
-    /// Marks every weight of trunk and head as trained (full fine-tuning).
-    pub fn train_all(&mut self) -> anyhow::Result<()> {
-        let norms: Vec<_> = match &mut self.trunk {
-            Trunk::Llama(t) => {
-                t.embed_trained = true;
-                t.norms().collect()
+    /// `modules_to_save` as PEFT writes it: RoBERTa's two head modules are one to it.
+    pub fn modules_to_save(&mut self) -> Vec<String> {
+        let mut names: Vec<String> = self.head_modules().iter().map(|h| h.name.clone()).collect();
+        if self.config.family == Family::Roberta && names.len() == 2 {
+            names = vec!["classifier".into()];
+        }
+        // A pooler that starts from noise is trained whole beside the head.
+        if self.fresh.iter().any(|n| n.ends_with("pooler.dense")) {
+            names.push("pooler".into());
+        }
+        names
+    }
+
+    /// Marks modules that are trained and saved whole, by the last parts of their paths or of a path above them.
+    ///
+    /// # Errors
+    /// A name that no module has, and a table that the head is tied to: saved whole, one would part from the other.
+    pub fn train_whole(&mut self, names: &[String]) -> anyhow::Result<()> {
+        for name in names {
+            let within = |path: &str| is_called(path, name) || format!(".{path}").contains(&format!(".{name}."));
+            let mut found = HEADS.contains(&name.as_str());
+            for linear in self.linears().into_iter().filter(|l| within(&l.name)) {
+                (linear.trained, found) = (true, true);
             }
-            Trunk::Bert(_) => crate::bad_input!("--method full is not built for BERT yet; use --method lora"),
-        };
-        norms.into_iter().for_each(|n| n.trained = true);
+            for (i, table) in self.trunk.embeddings().into_iter().enumerate().filter(|(_, e)| within(&e.name)) {
+                if i == 0 && matches!(&self.head, Head::Language { tied: true, .. }) {
+                    crate::bad_input!("`{}` is tied to the head and cannot be trained beside adapters", table.name);
+                }
+                (table.trained, found) = (true, true);
+            }
+            match &mut self.head {
+                Head::Language { linear, tied: false } if within(&linear.name) => {
+                    (linear.trained, found) = (true, true)
+                }
+                _ => (),
+            }
+            if !found {
+                crate::bad_input!("no module is called {name}, so it cannot be saved whole");
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks every weight of trunk and head as trained (full fine-tuning).
+    pub fn train_all(&mut self) {
+        self.trunk.embeddings().into_iter().for_each(|e| e.trained = true);
+        self.trunk.norms().into_iter().for_each(|n| n.trained = true);
         self.linears().into_iter().for_each(|l| l.trained = true);
         self.head_modules().into_iter().for_each(|l| l.trained = true);
         if let Head::Language { linear, .. } = &mut self.head {
             linear.trained = true;
         }
-        Ok(())
+        self.end_at_lowest();
+    }
+
+    /// Looks up which block is the lowest that learns, after what is trained was marked: the backward ends there.
+    pub fn end_at_lowest(&mut self) {
+        let mut names = Vec::new();
+        self.trained(&mut |name, _| names.push(name));
+        let lowest = names.iter().filter_map(|n| layer_of(n, &[])).min().unwrap_or(self.config.num_hidden_layers);
+        self.trunk.end_at(lowest);
     }
 
     /// Calls `f` with the name and the place of every trained tensor, each once.
     pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
-        match &mut self.trunk {
-            Trunk::Llama(t) => {
-                if t.embed_trained {
-                    f("model.embed_tokens.weight".into(), &mut t.embed_tokens);
-                }
-                t.linears().for_each(|l| l.trained(f));
-                t.norms().for_each(|n| n.trained(f));
-            }
-            Trunk::Bert(t) => {
-                t.linears().for_each(|l| l.trained(f));
-                t.norms().for_each(|n| n.trained(f));
-            }
-        }
-        match (&mut self.head, &self.trunk) {
+        self.trunk.embeddings().into_iter().for_each(|e| e.trained(f));
+        self.trunk.linears().into_iter().for_each(|l| l.trained(f));
+        self.trunk.norms().into_iter().for_each(|n| n.trained(f));
+        match &mut self.head {
             // One tensor under two names: the trunk's is the one that is updated.
-            (Head::Language { linear, tied: true }, Trunk::Llama(t)) => linear.weight = t.embed_tokens.clone(),
-            (Head::Language { linear, .. } | Head::Score(linear) | Head::Span(linear), _) => linear.trained(f),
-            (Head::Pooled { pooler, classifier }, _) => {
-                pooler.trained(f);
-                classifier.trained(f);
+            Head::Language { linear, tied: true } => {
+                if let Some(words) = self.trunk.embeddings().first() {
+                    linear.weight = words.weight.clone();
+                }
+            }
+            Head::Language { linear, .. } | Head::Score(linear) | Head::Span(linear) => linear.trained(f),
+            Head::First { dense, out, .. } => {
+                dense.trained(f);
+                out.trained(f);
             }
         }
+    }
+
+    /// Every trained tensor by name, as a checkpoint holds it.
+    ///
+    /// # Errors
+    /// What candle reports.
+    pub fn checkpoint(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        self.trained(&mut |name, tensor| {
+            tensors.insert(name, tensor.clone());
+        });
+        if self.config.family.stores_transposed() {
+            for linear in self.trunk.linears() {
+                if let Some(weight) = tensors.get_mut(&format!("{}.weight", linear.name)) {
+                    *weight = weight.t()?.contiguous()?;
+                }
+            }
+        }
+        Ok(tensors)
     }
 
     /// Where the network lives.

@@ -1,9 +1,13 @@
 //! How to tune: flags over `tune.toml` over defaults. The resolved values are saved beside the adapter.
 
+mod method;
+
+pub use method::Init;
+
 use super::schedule::Schedule;
 use crate::error::BadInput;
 use crate::model::config::Config;
-use crate::model::peft::AdapterConfig;
+use crate::model::peft::targets::Layers;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -18,6 +22,10 @@ pub enum Method {
     Lora,
     /// Low-rank adapters, scaled by α/√r.
     Rslora,
+    /// Low-rank adapters that turn each row of a weight, and a magnitude a row.
+    Dora,
+    /// A vector a module that scales keys, values and the feed-forward's input.
+    Ia3,
     /// Every weight.
     Full,
 }
@@ -64,9 +72,21 @@ settings! {
     /// Share of adapter inputs dropped while training [default: 0]
     #[arg(long, value_name = "P")]
     dropout: f32,
-    /// Modules that get an adapter, by comma [default: every projection]
+    /// Modules that get an adapter, by comma [default: every projection; ia3: keys, values, last of the feed-forward]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     targets: Vec<String>,
+    /// Layers that get adapters, such as 4-11 or 0,2,8-9 [default: all]
+    #[arg(long, value_name = "RANGE")]
+    layers: Layers,
+    /// Where the low-rank pairs start [default: lora]
+    #[arg(long, value_enum)]
+    init: Init,
+    /// LoRA+: B and vectors learn at RATIO times --lr; 16 in its paper [default: 1]
+    #[arg(long, value_name = "RATIO")]
+    lora_plus_ratio: f64,
+    /// Modules trained and saved whole beside adapters and head, by comma, such as embed_tokens [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    modules_to_save: Vec<String>,
     /// Passes over the data [default: 3]
     #[arg(long, conflicts_with = "steps")]
     epochs: f64,
@@ -142,6 +162,10 @@ pub struct TuneConfig {
     pub alpha: f64,
     pub dropout: f32,
     pub targets: Vec<String>,
+    pub layers: Option<Layers>,
+    pub init: Init,
+    pub lora_plus_ratio: f64,
+    pub modules_to_save: Vec<String>,
     pub epochs: Option<f64>,
     pub steps: Option<usize>,
     pub batch: usize,
@@ -175,7 +199,14 @@ impl TuneConfig {
             rank,
             alpha: s.alpha.unwrap_or(2.0 * rank as f64),
             dropout: s.dropout.unwrap_or(0.0),
-            targets: s.targets.unwrap_or_else(|| default_targets(encoder)),
+            targets: s.targets.unwrap_or_else(|| match method {
+                Method::Ia3 => method::ia3_targets(model.family.model_type()),
+                _ => model.family.projections().iter().map(|n| (*n).to_owned()).collect(),
+            }),
+            layers: s.layers,
+            init: s.init.unwrap_or_default(),
+            lora_plus_ratio: s.lora_plus_ratio.unwrap_or(1.0),
+            modules_to_save: s.modules_to_save.unwrap_or_default(),
             epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
             steps: s.steps,
             batch: s.batch.unwrap_or(16),
@@ -185,6 +216,7 @@ impl TuneConfig {
             // Low-rank pairs want about ten times the rate of full tuning; small models bear more.
             lr: s.lr.unwrap_or(match (method, encoder) {
                 (Method::Full, _) => 3e-4,
+                (Method::Ia3, _) => 5e-3, // a vector has few weights, and each starts at one
                 (_, true) => 5e-4,
                 (_, false) if model.hidden_size <= 512 => 2e-3,
                 _ => 2e-4,
@@ -207,6 +239,7 @@ impl TuneConfig {
             crate::bad_input!("--max-len {given}, but the model has {} positions", model.max_position_embeddings);
         }
         config.check()?;
+        config.check_method(settings)?;
         Ok(config)
     }
 
@@ -220,6 +253,7 @@ impl TuneConfig {
             ("max-len", self.max_len as f64, self.max_len > 1),
             ("epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(|e| e > 0.0 && e.is_finite())),
             ("steps", self.steps.unwrap_or(1) as f64, self.steps != Some(0)),
+            ("lora-plus-ratio", self.lora_plus_ratio, self.lora_plus_ratio > 0.0 && self.lora_plus_ratio.is_finite()),
             ("lr", self.lr, self.lr > 0.0 && self.lr.is_finite()),
             ("warmup", self.warmup, self.warmup >= 0.0 && self.warmup.is_finite()),
             ("weight-decay", self.weight_decay, self.weight_decay >= 0.0),
@@ -237,29 +271,21 @@ impl TuneConfig {
         Ok(())
     }
 
-    /// The adapter that this configuration puts on a base.
-    pub fn adapter(&self, base: &str) -> AdapterConfig {
-        AdapterConfig {
-            r: self.rank,
-            alpha: self.alpha,
-            dropout: self.dropout,
-            rslora: self.method == Method::Rslora,
-            target_modules: self.targets.clone(),
-            modules_to_save: Vec::new(),
-            base: Some(base.to_owned()),
-        }
-    }
-
     /// As [`Settings`] again, every value given: what `tune.toml` of a RUN holds.
     pub fn to_settings(&self) -> Settings {
         let c = self.clone();
+        let ranked = c.method != Method::Ia3;
         Settings {
             task: Some(c.task),
             method: Some(c.method),
-            rank: Some(c.rank),
-            alpha: Some(c.alpha),
-            dropout: Some(c.dropout),
+            rank: ranked.then_some(c.rank),
+            alpha: ranked.then_some(c.alpha),
+            dropout: ranked.then_some(c.dropout),
             targets: Some(c.targets),
+            layers: c.layers,
+            init: c.method.has_pairs().then_some(c.init),
+            lora_plus_ratio: c.method.has_pairs().then_some(c.lora_plus_ratio),
+            modules_to_save: Some(c.modules_to_save).filter(|names| !names.is_empty()),
             epochs: c.epochs,
             steps: c.steps,
             batch: Some(c.batch),
@@ -280,15 +306,6 @@ impl TuneConfig {
             seed: Some(c.seed),
         }
     }
-}
-
-fn default_targets(encoder: bool) -> Vec<String> {
-    let names: &[&str] = if encoder {
-        &["query", "key", "value", "dense"]
-    } else {
-        &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    };
-    names.iter().map(|n| (*n).to_owned()).collect()
 }
 
 #[cfg(test)]

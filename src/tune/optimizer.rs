@@ -28,6 +28,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Whether vectors (norms, biases) decay too, as PEFT's trainers do; full fine-tuning spares them.
     pub decay_vectors: bool,
+    /// LoRA+ (Hayou et al., arXiv:2402.12354): how many times faster than the rest B and vectors learn, as PEFT groups them.
+    pub lora_plus: f32,
     /// Steps taken.
     pub t: u64,
     /// By weight name.
@@ -61,6 +63,7 @@ impl AdamW {
         moments.m.resize(n, 0.0);
         moments.v.resize(n, 0.0);
         let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
+        let lr = if name.ends_with(".lora_B.weight") || tensor.rank() == 1 { lr * self.lora_plus } else { lr };
         // Powers in f64: β₂ = 0.999 loses its bias correction in f32 after some thousand steps.
         let c1 = (1.0 - f64::from(b1).powf(self.t as f64)) as f32;
         let c2 = (1.0 - f64::from(b2).powf(self.t as f64)) as f32;

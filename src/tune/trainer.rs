@@ -2,12 +2,14 @@
 
 use super::checkpoint::{self, State};
 use super::config::TuneConfig;
+use super::guard;
 use super::optimizer::{self, AdamW};
 use super::run_folder::RunFolder;
 use crate::data::batch::{self, Row};
 use crate::model::layers::head::LossSum;
 use crate::model::layers::{Grads, Pass};
 use crate::model::network::{Network, count_targets};
+use anyhow::Context;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -86,6 +88,7 @@ impl Trainer<'_> {
             eps: c.eps as f32,
             weight_decay: c.weight_decay as f32,
             decay_vectors: c.method != super::config::Method::Full,
+            lora_plus: c.lora_plus_ratio as f32,
             t: 0,
             moments: BTreeMap::new(),
         };
@@ -96,7 +99,7 @@ impl Trainer<'_> {
         let (mut curve, mut val_curve) = (Vec::new(), Vec::new());
         let start = Instant::now();
         let (mut stopped_by, mut saved_at) = ("steps", usize::MAX);
-        let first_token = state.tokens;
+        let (first_token, first_step) = (state.tokens, state.step);
         let mut epoch = usize::MAX;
         let mut order: Vec<Vec<usize>> = Vec::new();
 
@@ -111,6 +114,7 @@ impl Trainer<'_> {
                 order[at..order.len().min(at + c.accumulate)].iter().map(|b| self.rows(b)).collect();
             let targets: usize = micro.iter().map(|b| count_targets(b)).sum();
             let tokens: usize = micro.iter().flatten().map(|r| r.ids.len()).sum();
+            let attends = micro.iter().any(|b| guard::attends(b));
             if targets == 0 {
                 anyhow::bail!("step {}: no token of its rows is learned", state.step + 1);
             }
@@ -126,14 +130,16 @@ impl Trainer<'_> {
             let mean = loss.nll / targets as f64;
             let norm = optimizer::global_norm(&grads)?;
             if !mean.is_finite() || !norm.is_finite() {
+                let first = guard::first_not_finite(&grads)?.map_or(String::new(), |n| format!(" (first in `{n}`)"));
                 anyhow::bail!(
-                    "step {}: the loss is {mean} and the gradient's norm {norm}; lower --lr (now {}) or keep --clip on",
+                    "step {}: the loss is {mean} and the gradient's norm {norm}{first}; lower --lr (now {}) or keep --clip on",
                     state.step + 1,
                     c.lr
                 );
             }
-            if state.step == 0 {
-                every_weight_moves(self.network, &grads)?;
+            if state.step < first_step + guard::STEPS {
+                guard::every_weight_learns(self.network, &grads, attends)
+                    .with_context(|| format!("step {}", state.step + 1))?;
             }
             let factor = if c.clip > 0.0 && norm > c.clip { c.clip / norm } else { 1.0 };
             let lr = c.lr * c.schedule.factor(state.step, warmup, steps);
@@ -236,18 +242,4 @@ pub fn total_loss(network: &Network, rows: &[Row], batch: usize) -> anyhow::Resu
 fn by_length(mut rows: Vec<&Row>) -> Vec<&Row> {
     rows.sort_by_key(|r| (r.ids.len(), r.keys)); // stable: equal lengths keep their order
     rows
-}
-
-/// After the first backward, each trained tensor has a finite gradient, and all but LoRA's A (whose B is zero) a slope.
-fn every_weight_moves(network: &mut Network, grads: &Grads) -> anyhow::Result<()> {
-    let mut missing = Vec::new();
-    network.trained(&mut |name, _| {
-        if !grads.0.contains_key(&name) {
-            missing.push(name);
-        }
-    });
-    if !missing.is_empty() {
-        anyhow::bail!("no gradient reached {}", missing.join(", "));
-    }
-    Ok(())
 }

@@ -1,4 +1,6 @@
-//! Model folders from a seed, in Hugging Face's layout: nothing is downloaded, nothing pretended.
+//! Model folders from a seed, in Hugging Face's layout: nothing is downloaded, nothing pretended. [`kin`]: more families.
+
+mod kin;
 
 use super::tensors::{self, Tensors, Values};
 use super::{Folder, tokenizers};
@@ -12,6 +14,7 @@ pub struct Tiny {
     pub config: Value,
     seed: u64,
     liveliness: f32,
+    embedding: f32,
     text: bool,
 }
 
@@ -56,18 +59,16 @@ impl Tiny {
 
     /// BERT that tells labels apart.
     pub fn classifier(labels: &[&str]) -> Self {
-        let by_index: serde_json::Map<_, _> =
-            labels.iter().enumerate().map(|(i, l)| (i.to_string(), json!(l))).collect();
-        Self::bert().with("architectures", json!(["BertForSequenceClassification"])).with("id2label", by_index.into())
+        Self::bert().labelling(labels)
     }
 
     /// BERT that finds spans.
     pub fn reader() -> Self {
-        Self::bert().with("architectures", json!(["BertForQuestionAnswering"]))
+        Self::bert().reading()
     }
 
     fn of(config: Value) -> Self {
-        Self { config, seed: 0, liveliness: 2.0, text: true }
+        Self { config, seed: 0, liveliness: 2.0, embedding: 0.8, text: true }
     }
 
     /// With one key of the config changed.
@@ -97,8 +98,11 @@ impl Tiny {
         folder.write(&file("config.json"), self.config.to_string());
         folder.write(&file("model.safetensors"), tensors::bytes(&self.tensors()));
         if self.text {
-            let decoder = self.config["model_type"] != "bert";
-            let (json, config) = if decoder { tokenizers::byte_level() } else { tokenizers::wordpiece() };
+            let (json, config) = match self.config["model_type"].as_str() {
+                Some("bert" | "distilbert") => tokenizers::wordpiece(),
+                Some("roberta") => tokenizers::byte_level_pairs(),
+                _ => tokenizers::byte_level(),
+            };
             folder.write(&file("tokenizer.json"), json);
             folder.write(&file("tokenizer_config.json"), config.to_string());
         }
@@ -114,11 +118,16 @@ impl Tiny {
 
     /// Every weight, by name.
     pub fn tensors(&self) -> Tensors {
-        let mut out = Weights { seed: self.seed, liveliness: self.liveliness, tensors: Tensors::new() };
-        if self.config["model_type"] == "bert" {
-            self.encoder(&mut out)
-        } else {
-            self.decoder(&mut out)
+        let (seed, liveliness, embedding) = (self.seed, self.liveliness, self.embedding);
+        let mut out = Weights { seed, liveliness, embedding, middle: 1.0, tensors: Tensors::new() };
+        match self.config["model_type"].as_str() {
+            Some("gpt2") => self.gpt2_tensors(&mut out),
+            Some("distilbert") => self.distilbert_tensors(&mut out),
+            Some("bert" | "roberta") => self.encoder(&mut out),
+            _ => self.decoder(&mut out),
+        }
+        if kin::is_encoder(&self.config) {
+            self.head_tensors(&mut out, self.size("hidden_size").or(self.size("dim")).expect("a width"));
         }
         out.tensors
     }
@@ -130,6 +139,10 @@ impl Tiny {
         let kv_heads = self.size("num_key_value_heads").unwrap_or(heads);
         let d = self.size("head_dim").unwrap_or(c / heads);
         let (qwen, bias) = (self.config["model_type"] == "qwen2", self.flag("attention_bias"));
+        let [qwen3, gemma, phi] = ["qwen3", "gemma3_text", "phi3"].map(|t| self.config["model_type"] == t);
+        if gemma {
+            out.middle = 0.0; // norms less 1
+        }
         out.put("model.embed_tokens.weight", &[v, c]);
         out.put("model.norm.weight", &[c]);
         if !self.flag("tie_word_embeddings") {
@@ -138,6 +151,23 @@ impl Tiny {
         for i in 0..of("num_hidden_layers") {
             out.put(&format!("model.layers.{i}.input_layernorm.weight"), &[c]);
             out.put(&format!("model.layers.{i}.post_attention_layernorm.weight"), &[c]);
+            for part in ["pre_feedforward_layernorm", "post_feedforward_layernorm"].iter().filter(|_| gemma) {
+                out.put(&format!("model.layers.{i}.{part}.weight"), &[c]);
+            }
+            for part in ["q_norm", "k_norm"].iter().filter(|_| gemma || qwen3) {
+                out.put(&format!("model.layers.{i}.self_attn.{part}.weight"), &[d]);
+            }
+            if phi {
+                for (part, rows, cols) in [
+                    ("self_attn.qkv_proj", (heads + 2 * kv_heads) * d, c),
+                    ("self_attn.o_proj", c, heads * d),
+                    ("mlp.gate_up_proj", 2 * f, c),
+                    ("mlp.down_proj", c, f),
+                ] {
+                    out.linear(&format!("model.layers.{i}.{part}"), rows, cols, false);
+                }
+                continue;
+            }
             for (part, rows, cols, bias) in [
                 ("self_attn.q_proj", heads * d, c, qwen || bias),
                 ("self_attn.k_proj", kv_heads * d, c, qwen || bias),
@@ -155,15 +185,17 @@ impl Tiny {
         }
     }
 
+    /// BERT's trunk, or RoBERTa's.
     fn encoder(&self, out: &mut Weights) {
         let of = |key: &str| self.size(key).expect(key);
         let (v, c, f) = (of("vocab_size"), of("hidden_size"), of("intermediate_size"));
-        out.put("bert.embeddings.word_embeddings.weight", &[v, c]);
-        out.put("bert.embeddings.position_embeddings.weight", &[of("max_position_embeddings"), c]);
-        out.put("bert.embeddings.token_type_embeddings.weight", &[of("type_vocab_size"), c]);
-        out.norm("bert.embeddings.LayerNorm", c);
+        let name = self.config["model_type"].as_str().expect("a family");
+        out.put(&format!("{name}.embeddings.word_embeddings.weight"), &[v, c]);
+        out.put(&format!("{name}.embeddings.position_embeddings.weight"), &[of("max_position_embeddings"), c]);
+        out.put(&format!("{name}.embeddings.token_type_embeddings.weight"), &[of("type_vocab_size"), c]);
+        out.norm(&format!("{name}.embeddings.LayerNorm"), c);
         for i in 0..of("num_hidden_layers") {
-            let at = |part: &str| format!("bert.encoder.layer.{i}.{part}");
+            let at = |part: &str| format!("{name}.encoder.layer.{i}.{part}");
             for part in ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
             {
                 out.linear(&at(part), c, c, true);
@@ -173,20 +205,15 @@ impl Tiny {
             out.norm(&at("attention.output.LayerNorm"), c);
             out.norm(&at("output.LayerNorm"), c);
         }
-        match self.config["architectures"][0].as_str() {
-            Some("BertForSequenceClassification") => {
-                out.linear("bert.pooler.dense", c, c, true);
-                out.linear("classifier", self.config["id2label"].as_object().expect("labels").len(), c, true);
-            }
-            Some("BertForQuestionAnswering") => out.linear("qa_outputs", 2, c, true),
-            _ => out.linear("bert.pooler.dense", c, c, true),
-        }
     }
 }
 
 struct Weights {
     seed: u64,
     liveliness: f32,
+    embedding: f32,
+    /// Where the weights of norms lie about.
+    middle: f32,
     tensors: Tensors,
 }
 
@@ -195,11 +222,12 @@ impl Weights {
     /// rotation or norm shows.
     fn put(&mut self, name: &str, shape: &[usize]) {
         let deviation = match shape {
-            [_, _] if name.contains("embed") => 0.8,
+            [_, _] if name.contains("embed") || name.contains(".wte") || name.contains(".wpe") => self.embedding,
             [_, cols] => self.liveliness / (*cols as f32).sqrt(),
             _ => 0.1,
         };
-        let middle = if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") { 1.0 } else { 0.0 };
+        let norm = ["norm", "LayerNorm", "ln_1", "ln_2", "ln_f"].iter().any(|n| name.ends_with(&format!("{n}.weight")));
+        let middle = if norm { self.middle } else { 0.0 };
         let stream = rng::stream(name, 0);
         let n: usize = shape.iter().product();
         let values = (0..n as u64).map(|i| middle + deviation * rng::normal(self.seed, stream, i)).collect();

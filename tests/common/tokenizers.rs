@@ -20,12 +20,28 @@ const SPECIAL: [&str; 4] = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"];
 
 /// `tokenizer.json` and `tokenizer_config.json` of the decoders: byte-level BPE with a chat template.
 pub fn byte_level() -> (String, Value) {
-    static JSON: LazyLock<String> = LazyLock::new(|| byte_level_bpe().to_string(false).expect("JSON"));
+    static JSON: LazyLock<String> = LazyLock::new(|| {
+        let post = template("<|bos|> $A", "<|bos|> $A $B", vec![("<|bos|>", 0)]);
+        byte_level_bpe(&SPECIAL, post).to_string(false).expect("JSON")
+    });
     let config = json!({"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "chat_template": TEMPLATE});
     (JSON.clone(), config)
 }
 
-/// The same of the encoders: WordPiece over the words of the test data, and over single letters.
+/// The same of RoBERTa: byte-level BPE, pairs with two ends between them and token types that are all 0.
+pub fn byte_level_pairs() -> (String, Value) {
+    const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
+    static JSON: LazyLock<String> = LazyLock::new(|| {
+        let pair = "<s>:0 $A:0 </s>:0 </s>:0 $B:0 </s>:0";
+        let post = template("<s>:0 $A:0 </s>:0", pair, vec![("<s>", 0), ("</s>", 2)]);
+        byte_level_bpe(&SPECIAL, post).to_string(false).expect("JSON")
+    });
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>",
+        "unk_token": "<unk>", "mask_token": "<mask>"});
+    (JSON.clone(), config)
+}
+
+/// The same of BERT and DistilBERT: WordPiece over the words of the test data, and over single letters.
 pub fn wordpiece() -> (String, Value) {
     static JSON: LazyLock<String> = LazyLock::new(|| word_piece().to_string(false).expect("JSON"));
     let config = json!({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"});
@@ -40,8 +56,8 @@ fn template(single: &str, pair: &str, special: Vec<(&str, u32)>) -> PostProcesso
     PostProcessorWrapper::Template(built.expect("a template"))
 }
 
-fn byte_level_bpe() -> Tokenizer {
-    let special: Vec<AddedToken> = SPECIAL.iter().map(|t| AddedToken::from(*t, true)).collect();
+fn byte_level_bpe(special: &[&str], post: PostProcessorWrapper) -> Tokenizer {
+    let special: Vec<AddedToken> = special.iter().map(|t| AddedToken::from(*t, true)).collect();
     let bytes = ByteLevel::new(false, true, true);
     let mut made: TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper> =
         TokenizerImpl::new(BPE::default());
@@ -57,7 +73,7 @@ fn byte_level_bpe() -> Tokenizer {
     made.train(&mut trainer, WORDS.iter().map(|w| format!("the {w} is {w}"))).expect("trains");
     let mut made: Tokenizer = made.into();
     made.add_special_tokens(special).expect("special tokens");
-    made.with_post_processor(Some(template("<|bos|> $A", "<|bos|> $A $B", vec![("<|bos|>", 0)])));
+    made.with_post_processor(Some(post));
     made
 }
 

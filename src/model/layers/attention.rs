@@ -6,6 +6,7 @@
 
 use super::host::Host;
 use crate::model::Segment;
+use crate::model::config::Config;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -18,6 +19,8 @@ pub struct Attention {
     pub n_kv_heads: usize,
     /// D.
     pub head_dim: usize,
+    /// What scores are multiplied by: 1/√D, but for Gemma.
+    pub scale: f32,
     /// A token sees only itself and what came before.
     pub causal: bool,
     /// A token sees itself and the `window - 1` tokens before it.
@@ -33,7 +36,19 @@ struct Group {
 }
 
 impl Attention {
-    /// q: (N, H D), k and v: (N, K D) → (N, H D). softmax(q kᵀ / √D) v within each segment.
+    /// As a config says for one layer.
+    pub fn of(config: &Config, layer: usize) -> Self {
+        Self {
+            n_heads: config.num_attention_heads,
+            n_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scale: 1.0 / config.query_pre_attn_scalar.sqrt(),
+            causal: config.family.is_decoder(),
+            window: config.window(layer),
+        }
+    }
+
+    /// q: (N, H D), k and v: (N, K D) → (N, H D). softmax(s q kᵀ) v within each segment.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Result<Tensor> {
         let parts = groups(segments)
             .iter()
@@ -45,7 +60,7 @@ impl Attention {
         Tensor::cat(&parts, 0)
     }
 
-    /// (dq, dk, dv). With dP = dO Vᵀ: dS = P ⊙ (dP - rowsum(P ⊙ dP)) / √D, dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
+    /// (dq, dk, dv). With dP = dO Vᵀ: dS = s P ⊙ (dP - rowsum(P ⊙ dP)), dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
     pub fn backward(
         &self,
         q: &Tensor,
@@ -67,10 +82,6 @@ impl Attention {
         Ok((Tensor::cat(&dq, 0)?, Tensor::cat(&dk, 0)?, Tensor::cat(&dv, 0)?))
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
     /// (n K, G T, T).
     fn probabilities(&self, q: &Tensor, k: &Tensor, g: &Group) -> Result<Tensor> {
         let scores = self.split_q(q, g)?.matmul(&self.split_kv(k, g)?.t()?)?;
@@ -84,7 +95,7 @@ impl Attention {
                 let max = s[begin..end].iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let mut sum = 0.0;
                 for j in begin..end {
-                    out[j] = ((s[j] - max) * self.scale()).exp();
+                    out[j] = ((s[j] - max) * self.scale).exp();
                     sum += out[j];
                 }
                 out[begin..end].iter_mut().for_each(|p| *p /= sum);
@@ -103,7 +114,7 @@ impl Attention {
                 for (out, (p, dp)) in out.chunks_mut(width).zip(p.chunks(width).zip(dp.chunks(width))) {
                     let along: f32 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
                     for j in 0..width {
-                        out[j] = p[j] * (dp[j] - along) * self.scale();
+                        out[j] = p[j] * (dp[j] - along) * self.scale;
                     }
                 }
             },

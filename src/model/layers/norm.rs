@@ -13,6 +13,8 @@ pub struct Norm {
     pub weight: Tensor,
     /// (C) for LayerNorm, which also subtracts the mean; absent for RMSNorm.
     pub bias: Option<Tensor>,
+    /// Added to the weight: 1 where files hold w - 1 (Gemma), else 0.
+    pub offset: f32,
     /// Added to the variance (or mean square) before the root.
     pub eps: f32,
     /// Whether weight and bias are trained.
@@ -20,31 +22,50 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// A frozen norm, with an offset of 0.
+    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>, eps: f32) -> Self {
+        Self { name, weight, bias, offset: 0.0, eps, trained: false }
+    }
+
+    /// x: (N, H D) → the same, the norm over each D (q and k norms of Qwen3 and Gemma 3).
+    pub fn forward_heads(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward(&self.heads(x)?)?.reshape(x.shape())
+    }
+
+    /// The gradient of x for [`Norm::forward_heads`].
+    pub fn backward_heads(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+        self.backward(&self.heads(x)?, &self.heads(dy)?, grads)?.reshape(x.shape())
+    }
+
+    fn heads(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.reshape(((), self.weight.dim(0)?))
+    }
+
     /// x: (N, C) → (N, C). y = (x - μ) r w + b with r = 1/√(mean((x - μ)²) + ε); RMSNorm has μ = 0 and no b.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (x, width) = (x.contiguous()?, x.dim(1)?);
         let (xs, w) = (Host::new(&x)?, Host::new(&self.weight)?);
         let bias = self.bias.as_ref().map(Host::new).transpose()?;
-        let (xs, w, bias) = (xs.slice(), w.slice(), bias.as_ref().map(Host::slice));
+        let (xs, w, bias, more) = (xs.slice(), w.slice(), bias.as_ref().map(Host::slice), self.offset);
         let mut out = vec![0.0; xs.len()];
         let rows = rows_per_task(width);
         out.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width)).for_each(|(out, xs)| {
             for (out, x) in out.chunks_mut(width).zip(xs.chunks(width)) {
                 let (mean, r) = self.moments(x);
                 match bias {
-                    Some(b) => (0..width).for_each(|i| out[i] = (x[i] - mean) * r * w[i] + b[i]),
-                    None => (0..width).for_each(|i| out[i] = x[i] * r * w[i]),
+                    Some(b) => (0..width).for_each(|i| out[i] = (x[i] - mean) * r * (w[i] + more) + b[i]),
+                    None => (0..width).for_each(|i| out[i] = x[i] * r * (w[i] + more)),
                 }
             }
         });
         Tensor::from_vec(out, x.shape(), x.device())
     }
 
-    /// With x̂ = (x - μ) r and g = w ⊙ dy: dx = r (g - x̂ mean(g ⊙ x̂)), minus r mean(g) for LayerNorm; dw = Σ dy ⊙ x̂, db = Σ dy.
+    /// With x̂ = (x - μ) r and g = w ⊙ dy, w with its offset: dx = r (g - x̂ mean(g ⊙ x̂)), minus r mean(g) for LayerNorm; dw = Σ dy ⊙ x̂, db = Σ dy.
     pub fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
         let (x, dy, width) = (x.contiguous()?, dy.contiguous()?, x.dim(1)?);
         let (xs, dys, w) = (Host::new(&x)?, Host::new(&dy)?, Host::new(&self.weight)?);
-        let (xs, dys, w) = (xs.slice(), dys.slice(), w.slice());
+        let (xs, dys, w, more) = (xs.slice(), dys.slice(), w.slice(), self.offset);
         let centred = self.bias.is_some();
         let mut dx = vec![0.0; xs.len()];
         let rows = rows_per_task(width);
@@ -54,14 +75,14 @@ impl Norm {
                     let (mean, r) = self.moments(x);
                     let (mut along, mut sum) = (0.0, 0.0);
                     for i in 0..width {
-                        let g = w[i] * dy[i];
+                        let g = (w[i] + more) * dy[i];
                         along += g * (x[i] - mean) * r;
                         sum += g;
                     }
                     along /= width as f32;
                     let shift = if centred { sum / width as f32 } else { 0.0 };
                     for i in 0..width {
-                        dx[i] = r * (w[i] * dy[i] - shift - (x[i] - mean) * r * along);
+                        dx[i] = r * ((w[i] + more) * dy[i] - shift - (x[i] - mean) * r * along);
                     }
                 }
             },

@@ -1,0 +1,145 @@
+//! Activations, and the gates that multiply with them: SwiGLU and GEGLU (Shazeer, arXiv:2002.05202), GELU exact and by tanh
+//! (Hendrycks and Gimpel, arXiv:1606.08415).
+
+use super::host::Host;
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+const CHUNK: usize = 16 * 1024;
+/// √(2/π)
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+
+/// An activation, element by element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// x σ(x).
+    Silu,
+    /// x Φ(x), with the exact normal distribution function.
+    Gelu,
+    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2: `gelu_new`, `gelu_pytorch_tanh`.
+    GeluTanh,
+    /// tanh(x).
+    Tanh,
+    /// max(x, 0).
+    Relu,
+}
+
+impl Act {
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        match self {
+            Self::Silu => x * sigmoid(x),
+            Self::Gelu => x * phi(x),
+            Self::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh()),
+            Self::Tanh => x.tanh(),
+            Self::Relu => x.max(0.0),
+        }
+    }
+
+    /// dy/dx.
+    #[inline(always)]
+    fn slope(self, x: f32) -> f32 {
+        const INV_SQRT_2PI: f32 = 0.398_942_3;
+        match self {
+            Self::Silu => {
+                let s = sigmoid(x);
+                s * (1.0 + x * (1.0 - s))
+            }
+            Self::Gelu => phi(x) + x * INV_SQRT_2PI * (-0.5 * x * x).exp(),
+            Self::GeluTanh => {
+                let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
+                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
+            }
+            Self::Tanh => {
+                let t = x.tanh();
+                1.0 - t * t
+            }
+            Self::Relu => f32::from(u8::from(x > 0.0)),
+        }
+    }
+
+    /// x: (N, F) → the same.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        map(x, x, |x, _| self.value(x))
+    }
+
+    /// From x, what went in.
+    pub fn backward(self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        map(x, dy, |x, dy| dy * self.slope(x))
+    }
+
+    /// act(g) ⊙ u. g, u: (N, F).
+    pub fn gate(self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        map(g, u, |g, u| self.value(g) * u)
+    }
+
+    /// (dg, du): dg = dy u act'(g), du = dy act(g).
+    pub fn gate_backward(self, g: &Tensor, u: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (g, u, dy) = (g.contiguous()?, u.contiguous()?, dy.contiguous()?);
+        let (gs, us, dys) = (Host::new(&g)?, Host::new(&u)?, Host::new(&dy)?);
+        let (mut dg, mut du) = (vec![0.0; g.elem_count()], vec![0.0; g.elem_count()]);
+        dg.par_chunks_mut(CHUNK)
+            .zip(du.par_chunks_mut(CHUNK))
+            .zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK))))
+            .for_each(|((dg, du), (g, (u, dy)))| {
+                for i in 0..dg.len() {
+                    dg[i] = dy[i] * u[i] * self.slope(g[i]);
+                    du[i] = dy[i] * self.value(g[i]);
+                }
+            });
+        Ok((Tensor::from_vec(dg, g.shape(), g.device())?, Tensor::from_vec(du, g.shape(), g.device())?))
+    }
+}
+
+fn map(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let (x, y) = (Host::new(&a)?, Host::new(&b)?);
+    let mut out = vec![0.0; a.elem_count()];
+    out.par_chunks_mut(CHUNK).zip(x.slice().par_chunks(CHUNK).zip(y.slice().par_chunks(CHUNK))).for_each(
+        |(out, (a, b))| {
+            for i in 0..out.len() {
+                out[i] = f(a[i], b[i]);
+            }
+        },
+    );
+    Tensor::from_vec(out, a.shape(), a.device())
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn phi(x: f32) -> f32 {
+    0.5 * (1.0 + candle_core::cpu::erf::erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: σ(1) = 0.731059, Φ(1) = 0.841345, tanh(√(2/π) · 1.044715) = 0.682384, tanh(1) = 0.761594.
+    #[test]
+    fn values_at_one_are_the_formulas() {
+        for (act, at_one) in [
+            (Act::Silu, 0.731_058_6),
+            (Act::Gelu, 0.841_344_7),
+            (Act::GeluTanh, 0.841_192),
+            (Act::Tanh, 0.761_594_2),
+            (Act::Relu, 1.0),
+        ] {
+            assert!((act.value(1.0) - at_one).abs() < 1e-6, "{act:?}: {}", act.value(1.0));
+        }
+    }
+
+    #[test]
+    fn slopes_are_differences_of_values() {
+        for act in [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Tanh, Act::Relu] {
+            for x in [-3.0, -1.1, -0.2, 0.3, 0.9, 2.7f32] {
+                let step = 1e-2;
+                let difference = (act.value(x + step) - act.value(x - step)) / (2.0 * step);
+                assert!((act.slope(x) - difference).abs() < 2e-4, "{act:?} at {x}: {} {difference}", act.slope(x));
+            }
+        }
+    }
+}
