@@ -8,7 +8,7 @@
 //! there is no padding to mask and every projection is one GEMM.
 //!
 //! - [`config`]: `config.json` → [`config::Config`]; what would change the mathematics unseen is refused by name
-//! - [`load`]: safetensors → named f32 tensors
+//! - [`load`]: safetensors or GGUF → named weights; [`gguf`]: a GGUF file as a base, its weights left in their blocks
 //! - [`layers`]: linear and LoRA, norms, rotary embedding, attention, MLPs, heads
 //! - [`llama`]: Llama, Mistral, Qwen2; [`bert`]: BERT
 //! - [`network`]: a trunk of either family with one head, as trainer, evaluation and merge see it
@@ -16,6 +16,7 @@
 
 pub mod bert;
 pub mod config;
+pub mod gguf;
 pub mod layers;
 pub mod llama;
 pub mod load;

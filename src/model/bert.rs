@@ -68,8 +68,9 @@ impl Bert {
         let (c, f) = (config.hidden_size, config.intermediate_size);
         let get = |name: &str, shape: &[usize]| weights.tensor(&checkpoint_name(weights, name), shape, device);
         let linear = |name: String, out: usize, input: usize| -> anyhow::Result<Linear> {
-            let (weight, bias) =
-                (get(&format!("{name}.weight"), &[out, input])?, get(&format!("{name}.bias"), &[out])?);
+            let at = checkpoint_name(weights, &format!("{name}.weight"));
+            let weight = weights.weight(&at, [out, input], device)?;
+            let bias = get(&format!("{name}.bias"), &[out])?;
             Ok(Linear::new(name, weight, Some(bias)))
         };
         let norm = |name: String| -> anyhow::Result<Norm> {

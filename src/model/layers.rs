@@ -3,7 +3,8 @@
 //! Activations are (N, C) f32 tensors, N tokens of a packed batch. `backward` takes what the forward saw, and the gradient
 //! of what it gave; it returns the gradient of its input and adds those of its trained weights to [`Grads`].
 //!
-//! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
+//! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it; [`weight`]: its W, dense or quantized,
+//!   [`nf4`] among the forms
 //! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
@@ -12,8 +13,10 @@ pub mod head;
 pub mod host;
 pub mod linear;
 pub mod mlp;
+pub mod nf4;
 pub mod norm;
 pub mod rope;
+pub mod weight;
 
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ use super::layers::attention::Attention;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::{Angles, Rope};
+use super::layers::weight::Weight;
 use super::layers::{Grads, Pass, mlp};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
@@ -14,7 +15,7 @@ use candle_core::{Device, Result, Tensor};
 /// The trunk: everything but the head.
 pub struct Llama {
     /// (V, C).
-    pub embed_tokens: Tensor,
+    pub embed_tokens: Weight,
     /// Whether the embedding is trained (full fine-tuning).
     pub embed_trained: bool,
     blocks: Vec<Block>,
@@ -68,7 +69,7 @@ impl Llama {
     pub fn load(config: &Config, weights: &Checkpoint, device: &Device) -> anyhow::Result<Self> {
         let (c, f) = (config.hidden_size, config.intermediate_size);
         let linear = |name: String, out: usize, input: usize, bias: bool| -> anyhow::Result<Linear> {
-            let weight = weights.tensor(&format!("{name}.weight"), &[out, input], device)?;
+            let weight = weights.weight(&format!("{name}.weight"), [out, input], device)?;
             let bias = bias.then(|| weights.tensor(&format!("{name}.bias"), &[out], device)).transpose()?;
             Ok(Linear::new(name, weight, bias))
         };
@@ -101,7 +102,7 @@ impl Llama {
             })
             .collect::<anyhow::Result<_>>()?;
         Ok(Self {
-            embed_tokens: weights.tensor("model.embed_tokens.weight", &[config.vocab_size, c], device)?,
+            embed_tokens: weights.weight("model.embed_tokens.weight", [config.vocab_size, c], device)?,
             embed_trained: false,
             blocks,
             norm: norm("model.norm".into())?,
@@ -144,13 +145,14 @@ impl Llama {
         }
         if self.embed_trained {
             let index = Tensor::new(batch.ids.as_slice(), dx.device())?;
-            grads.add("model.embed_tokens.weight", self.embed_tokens.zeros_like()?.index_add(&index, &dx, 0)?)?;
+            let zeros = Tensor::zeros(self.embed_tokens.dims()?, dx.dtype(), dx.device())?;
+            grads.add("model.embed_tokens.weight", zeros.index_add(&index, &dx, 0)?)?;
         }
         Ok(())
     }
 
     fn embed(&self, batch: &Packed) -> Result<Tensor> {
-        self.embed_tokens.index_select(&Tensor::new(batch.ids.as_slice(), self.embed_tokens.device())?, 0)
+        self.embed_tokens.rows(&batch.ids, self.norm.weight.device())
     }
 
     /// Every projection, in network order.

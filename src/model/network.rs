@@ -4,6 +4,7 @@ use super::bert::{self, Bert};
 use super::config::{Config, Family};
 use super::layers::head::{self, LossSum};
 use super::layers::linear::Linear;
+use super::layers::weight::Weight;
 use super::layers::{Grads, Pass, mlp};
 use super::llama::{self, Llama};
 use super::load::Checkpoint;
@@ -11,6 +12,8 @@ use super::{Packed, Segment};
 use crate::data::batch::{Row, Target};
 use crate::rng;
 use candle_core::{Device, Result, Tensor};
+use edgeft_runtime::format::GgmlType;
+use std::collections::BTreeMap;
 
 /// What the network answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +87,7 @@ impl Network {
             (true, Task::Generate) => {
                 let tied = config.tie_word_embeddings;
                 let name = if tied { "model.embed_tokens" } else { "lm_head" };
-                let weight = weights.tensor(&format!("{name}.weight"), &[config.vocab_size, c], device)?;
+                let weight = weights.weight(&format!("{name}.weight"), [config.vocab_size, c], device)?;
                 Head::Language { linear: Linear::new(name.into(), weight, None), tied }
             }
             (true, Task::Classify(labels)) => Head::Score(head_linear("score", labels.len(), false)?),
@@ -252,7 +255,21 @@ impl Network {
     }
 
     /// Marks every weight of trunk and head as trained (full fine-tuning).
+    ///
+    /// # Errors
+    /// A weight that is quantized: nothing of it can be trained.
     pub fn train_all(&mut self) -> anyhow::Result<()> {
+        let mut frozen = self.linears().into_iter().find(|l| matches!(l.weight, Weight::Frozen(_))).map(|l| l.name.clone());
+        if let Trunk::Llama(t) = &self.trunk
+            && matches!(t.embed_tokens, Weight::Frozen(_))
+        {
+            frozen = Some("model.embed_tokens".into());
+        }
+        if let Some(name) = frozen {
+            crate::bad_input!(
+                "--method full: `{name}` is quantized and cannot be trained; give the Hugging Face folder, or use --method qlora"
+            );
+        }
         let norms: Vec<_> = match &mut self.trunk {
             Trunk::Llama(t) => {
                 t.embed_trained = true;
@@ -269,12 +286,35 @@ impl Network {
         Ok(())
     }
 
+    /// From now on each weight named is seen as a file of that type would hold it (quantization-aware training).
+    pub fn round(&mut self, types: &BTreeMap<String, GgmlType>) {
+        let of = |name: &str| types.get(&format!("{name}.weight")).copied();
+        let mut all = self.linears();
+        all.iter_mut().for_each(|l| of(&l.name).into_iter().for_each(|ty| l.weight.round(ty)));
+        if let Trunk::Llama(t) = &mut self.trunk
+            && let Some(ty) = of("model.embed_tokens")
+        {
+            t.embed_tokens.round(ty);
+        }
+        match (&mut self.head, &self.trunk) {
+            (Head::Language { linear, tied: true }, Trunk::Llama(t)) => linear.weight = t.embed_tokens.clone(),
+            (Head::Language { linear, .. } | Head::Score(linear) | Head::Span(linear), _) => {
+                of(&linear.name).into_iter().for_each(|ty| linear.weight.round(ty));
+            }
+            (Head::Pooled { classifier, .. }, _) => {
+                of(&classifier.name).into_iter().for_each(|ty| classifier.weight.round(ty));
+            }
+        }
+    }
+
     /// Calls `f` with the name and the place of every trained tensor, each once.
     pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
         match &mut self.trunk {
             Trunk::Llama(t) => {
-                if t.embed_trained {
-                    f("model.embed_tokens.weight".into(), &mut t.embed_tokens);
+                if t.embed_trained
+                    && let Some(w) = t.embed_tokens.trainable()
+                {
+                    f("model.embed_tokens.weight".into(), w);
                 }
                 t.linears().for_each(|l| l.trained(f));
                 t.norms().for_each(|n| n.trained(f));

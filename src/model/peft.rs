@@ -161,7 +161,7 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
             continue;
         }
         if config.targets(&linear.name) {
-            linear.lora = Some(fresh_lora(&linear.name, &linear.weight, config, seed, &device)?);
+            linear.lora = Some(fresh_lora(&linear.name, linear.weight.dims()?, config, seed, &device)?);
             attached += 1;
         }
     }
@@ -176,8 +176,13 @@ pub fn attach(network: &mut Network, config: &AdapterConfig, seed: u64) -> anyho
     Ok(())
 }
 
-fn fresh_lora(name: &str, weight: &Tensor, config: &AdapterConfig, seed: u64, device: &Device) -> anyhow::Result<Lora> {
-    let (out, input) = weight.dims2()?;
+fn fresh_lora(
+    name: &str,
+    (out, input): (usize, usize),
+    config: &AdapterConfig,
+    seed: u64,
+    device: &Device,
+) -> anyhow::Result<Lora> {
     let bound = 1.0 / (input as f32).sqrt();
     let stream = rng::stream(&format!("{name}.lora_A"), 0);
     let a: Vec<f32> =

@@ -1,6 +1,7 @@
 //! y = x Wᵀ + b + s (x Aᵀ) Bᵀ. A frozen W costs its backward one GEMM (dx), never a weight-sized gradient.
 
 use super::host::{Host, rows_per_task};
+use super::weight::Weight;
 use super::{Grads, Pass};
 use crate::rng;
 use candle_core::{Result, Tensor};
@@ -23,7 +24,7 @@ pub struct Linear {
     /// Module path as PEFT names it, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// (out, in).
-    pub weight: Tensor,
+    pub weight: Weight,
     /// (out).
     pub bias: Option<Tensor>,
     /// Whether weight and bias are trained.
@@ -34,13 +35,13 @@ pub struct Linear {
 
 impl Linear {
     /// A frozen layer.
-    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { name, weight, bias, trained: false, lora: None }
+    pub fn new(name: String, weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
+        Self { name, weight: weight.into(), bias, trained: false, lora: None }
     }
 
     /// x: (N, in) → (N, out).
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = self.weight.forward(x)?;
         let y = match &self.bias {
             Some(b) => y.broadcast_add(b)?,
             None => y,
@@ -69,7 +70,7 @@ impl Linear {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let mut dx = if want_dx { Some(dy.matmul(&self.weight)?) } else { None };
+        let mut dx = if want_dx { Some(self.weight.backward(dy)?) } else { None };
         if self.trained {
             grads.add(&format!("{}.weight", self.name), dy.t()?.matmul(x)?)?;
             if self.bias.is_some() {
@@ -93,15 +94,17 @@ impl Linear {
     /// W' = W + s B A, in f32.
     pub fn folded(&self) -> Result<Tensor> {
         match &self.lora {
-            Some(lora) => &self.weight + (lora.b.matmul(&lora.a)? * lora.scale)?,
-            None => Ok(self.weight.clone()),
+            Some(lora) => self.weight.dense()? + (lora.b.matmul(&lora.a)? * lora.scale)?,
+            None => self.weight.dense(),
         }
     }
 
     /// Calls `f` with the name and the place of every trained tensor.
     pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
         if self.trained {
-            f(format!("{}.weight", self.name), &mut self.weight);
+            if let Some(w) = self.weight.trainable() {
+                f(format!("{}.weight", self.name), w);
+            }
             if let Some(b) = &mut self.bias {
                 f(format!("{}.bias", self.name), b);
             }
