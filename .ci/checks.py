@@ -114,7 +114,7 @@ def quantized(edgeft, data, work):
     for name, model, method in (("folder", folder, "lora"), ("gguf", file, "qlora"), ("nf4", folder, "qlora")):
         out = work / f"stories-{name}"
         run(edgeft, "tune", "--model", model, "--method", method, "--task", "text", "--data", data / "text/tinyshakespeare.txt",
-            "--steps", 12, "--out", out, "--json")
+            "--max-len", 128, "--batch", 8, "--steps", 12, "--no-val", "--out", out, "--json")
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [line["loss"] for line in lines if "loss" in line]
     off = max(abs(a / b - 1) for a, b in zip(losses["gguf"], losses["folder"], strict=True))

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[command(
-    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
+    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
 )]
 pub struct TuneArgs {
     /// Model folder, GGUF file or `nano`; a config.json with --method full starts from random weights

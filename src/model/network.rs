@@ -259,7 +259,8 @@ impl Network {
     /// # Errors
     /// A weight that is quantized: nothing of it can be trained.
     pub fn train_all(&mut self) -> anyhow::Result<()> {
-        let mut frozen = self.linears().into_iter().find(|l| matches!(l.weight, Weight::Frozen(_))).map(|l| l.name.clone());
+        let mut frozen =
+            self.linears().into_iter().find(|l| matches!(l.weight, Weight::Frozen(_))).map(|l| l.name.clone());
         if let Trunk::Llama(t) = &self.trunk
             && matches!(t.embed_tokens, Weight::Frozen(_))
         {

@@ -39,6 +39,9 @@ fn dense(folder: &Folder, model: &str, out: &str) {
         folder.write(&format!("{out}/tokenizer.json"), json);
         folder.write(&format!("{out}/tokenizer_config.json"), opened.text.tokenizer_config.expect("both").to_string());
     }
+    if let Some(template) = &opened.text.chat_template {
+        folder.write(&format!("{out}/chat_template.jinja"), template);
+    }
 }
 
 fn losses(folder: &Folder, run: &str) -> Vec<f64> {
@@ -275,6 +278,9 @@ fn what_cannot_be_is_refused() {
     );
     refuses("tune --model base --qat q8_0 --data d.jsonl --out run", "--qat needs --method full");
     refuses("tune --model base --method full --qat q9 --data d.jsonl --out run", "--qat:");
-    refuses("quantize base.gguf --type q4_0 --out again.gguf", "already quantized (`token_embd.weight` is q8_0)");
+    refuses(
+        "quantize base.gguf --type q4_0 --out again.gguf",
+        "base.gguf: already quantized (`output.weight` is q8_0)",
+    );
     assert!(!folder.at("run").exists() && !folder.at("again.gguf").exists());
 }
