@@ -102,7 +102,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         && let Some(t) = opened.weights.metadata().and_then(|g| g.tensors.iter().find(|t| t.ty.block_len() > 1))
     {
         crate::bad_input!(
-            "{}: already quantized (`{}` is {}); rounding it again would lose twice: give the folder or the RUN it was made from",
+            "{}: a GGUF file that is quantized already (`{}` is {}); rounding it again would lose twice: give the folder or the RUN it was made from",
             args.model,
             t.name,
             t.ty

@@ -296,7 +296,7 @@ fn prepare(
         if args.init_adapter.is_some() {
             crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
         }
-        network.train_all()?;
+        network.train_all().map_err(|e| BadInput(format!("{}: {e}", args.model)))?;
         if let Some(qat) = &config.qat {
             let mix =
                 super::quantize::parse_mix(qat).map_err(|e| BadInput(e.to_string().replace("--type", "--qat")))?;

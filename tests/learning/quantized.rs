@@ -280,7 +280,7 @@ fn what_cannot_be_is_refused() {
     refuses("tune --model base --method full --qat q9 --data d.jsonl --out run", "--qat:");
     refuses(
         "quantize base.gguf --type q4_0 --out again.gguf",
-        "base.gguf: already quantized (`output.weight` is q8_0)",
+        "base.gguf: a GGUF file that is quantized already (`output.weight` is q8_0)",
     );
     assert!(!folder.at("run").exists() && !folder.at("again.gguf").exists());
 }
