@@ -175,6 +175,27 @@ def stories(edgeft, data, work):
     check(v["mean_kl"] < 1e-6, f"llama.cpp's file against the folder: mean KL {v['mean_kl']:.1e}")
 
 
+def quantized(edgeft, data, work):
+    """Tuning on a GGUF file: llama.cpp's own gives the losses of the folder, and NF4 costs what four bits cost."""
+    data, work = pathlib.Path(data), pathlib.Path(work)
+    folder, file = data / "models/stories260K", data / "models/stories260K-by-llama.cpp.gguf"
+    losses = {}
+    for name, model, method in (("folder", folder, "lora"), ("gguf", file, "qlora"), ("nf4", folder, "qlora")):
+        out = work / f"stories-{name}"
+        run(edgeft, "tune", "--model", model, "--method", method, "--task", "text", "--data", data / "text/tinyshakespeare.txt",
+            "--max-len", 128, "--batch", 8, "--steps", 12, "--no-val", "--out", out, "--json")
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in lines if "loss" in line]
+    off = max(abs(a / b - 1) for a, b in zip(losses["gguf"], losses["folder"], strict=True))
+    check(off < 1e-5, f"LoRA on llama.cpp's own file: losses {off:.1e} off those on the folder, {losses['gguf'][0]:.3f} -> {losses['gguf'][-1]:.3f}")
+    gap = losses["nf4"][-1] - losses["folder"][-1]
+    check(0 < gap < 0.2 and losses["nf4"][-1] < losses["nf4"][0], f"NF4: last loss {losses['nf4'][-1]:.3f}, {gap:.3f} above f32")
+    merged = work / "stories-gguf-q8_0.gguf"
+    run(edgeft, "quantize", work / "stories-gguf", "--type", "q8_0", "--out", merged, "--json")
+    v = run(edgeft, "verify", merged, "--against", work / "stories-gguf", "--json", codes=(0, 3))
+    check(v["tokens_identical"] and v["mean_kl"] < 5e-3, f"merged onto llama.cpp's file, q8_0: same tokens, mean KL {v['mean_kl']:.1e}")
+
+
 def engines(edgeft, folder, data, work):
     """What leaves as f32 through each exit: the golden logits, and the same texts on real models."""
     data, work = pathlib.Path(data), pathlib.Path(work)
@@ -222,7 +243,7 @@ def main():
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, names in {"demo": ["task", "file"], "goldens": ["edgeft", "folder", "work"], "tokenizers": ["edgeft", "data"],
-                        "stories": ["edgeft", "data", "work"], "engines": ["edgeft", "folder", "data", "work"], "sst2": ["edgeft", "data", "work"]}.items():
+                        "stories": ["edgeft", "data", "work"], "quantized": ["edgeft", "data", "work"], "engines": ["edgeft", "folder", "data", "work"], "sst2": ["edgeft", "data", "work"]}.items():
         p = verbs.add_parser(verb)
         for name in names:
             p.add_argument(name)

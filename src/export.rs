@@ -5,19 +5,27 @@ pub mod onnx;
 
 use crate::error::BadInput;
 use crate::merge::Exported;
+use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place, holds_onnx};
 use crate::tune::run_folder;
 use anyhow::Context;
+use edgeft_quantize::plan::Origin;
 use edgeft_quantize::tokenizer::{TokenizerFiles, added_by_template};
 use edgeft_quantize::{Mix, Plan, PlanOptions, Report, plan};
 use edgeft_runtime::engine::Backend;
+use edgeft_runtime::format::GgmlType;
 use edgeft_runtime::format::gguf::Value;
 use edgeft_runtime::model::Model;
 use edgeft_runtime::tokenizer::{FolderFiles, Specials, Tokenizer};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Tokenizer files of a model, in the quantizer's words.
 pub fn tokenizer_files(opened: &Opened) -> anyhow::Result<TokenizerFiles> {
+    if opened.weights.metadata().is_some() {
+        // The keys of the base file travel as they are: see `extra`.
+        return Ok(TokenizerFiles { chat_template: opened.text.chat_template.clone(), ..TokenizerFiles::default() });
+    }
     let Some(json) = opened.text.tokenizer_json.clone() else {
         return Ok(TokenizerFiles { chat_template: opened.text.chat_template.clone(), ..TokenizerFiles::default() });
     };
@@ -43,11 +51,15 @@ pub fn tokenizer_files(opened: &Opened) -> anyhow::Result<TokenizerFiles> {
     })
 }
 
-/// The tokenizer of a model folder, as training uses it: tokenizer.json itself.
+/// The tokenizer of a model, as training uses it: a folder's tokenizer.json itself, a GGUF file's as the runtime reads it.
 ///
 /// # Errors
-/// [`BadInput`] when the folder has none.
+/// [`BadInput`] when there is none.
 pub fn tokenizer(opened: &Opened) -> anyhow::Result<Tokenizer> {
+    if let Some(gguf) = opened.weights.metadata() {
+        let way_out = "; or give pre-tokenized .safetensors";
+        return Tokenizer::from_gguf(gguf).map_err(|e| BadInput(format!("{}: {e}{way_out}", opened.name)).into());
+    }
     let Some(json) = &opened.text.tokenizer_json else {
         return Err(BadInput(format!(
             "{}: no tokenizer.json in the model folder, so text cannot be tokenized; put it there, or give pre-tokenized .safetensors",
@@ -76,6 +88,33 @@ pub fn make_plan(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Re
     plan(&Exported::new(opened)?, mix, options).with_context(|| cannot(opened))
 }
 
+/// Under which type a file of `mix` would hold each matrix of a model, by the model's own names.
+///
+/// # Errors
+/// What [`make_plan`] has.
+pub fn types(opened: &Opened, mix: Mix) -> anyhow::Result<BTreeMap<String, GgmlType>> {
+    let plan = make_plan(opened, mix, &PlanOptions::default())?;
+    let source = |origin: &Origin| match origin {
+        Origin::Source(placed) => Some(placed.source.clone()),
+        Origin::RopeDivisors(_) => None,
+    };
+    let matrices = plan.tensors.iter().filter(|t| t.shape.len() == 2 && t.ty != GgmlType::F32);
+    Ok(matrices.filter_map(|t| Some((source(&t.origin)?, t.ty))).collect())
+}
+
+/// The network of a model with its adapter, for evaluation; that of a run under `--qat` as it was trained, through the rounding.
+///
+/// # Errors
+/// What the files have.
+pub fn network(opened: &Opened, task: Option<Task>) -> anyhow::Result<Network> {
+    let mut network = opened.network(task, 0)?;
+    if let Some(qat) = opened.run.as_ref().and_then(|run| run.tune.qat.as_deref()) {
+        let mix = qat.parse::<Mix>().map_err(|e| BadInput(format!("{}: tune.toml: qat: {e}", opened.name)))?;
+        network.round(&types(opened, mix)?);
+    }
+    Ok(network)
+}
+
 /// Writes a GGUF file.
 ///
 /// # Errors
@@ -92,7 +131,7 @@ pub fn to_file(
     let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
-    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &provenance(opened, mix)?, out, force, progress)
+    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &extra(opened, mix)?, out, force, progress)
         .with_context(|| cannot(opened))
 }
 
@@ -103,7 +142,7 @@ pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     let mut bytes = Vec::new();
-    edgeft_quantize::write_gguf(&merged, &files, &plan, &provenance(opened, mix)?, &mut bytes, &mut |_, _| ())
+    edgeft_quantize::write_gguf(&merged, &files, &plan, &extra(opened, mix)?, &mut bytes, &mut |_, _| ())
         .with_context(|| cannot(opened))?;
     Ok(bytes)
 }
@@ -169,6 +208,15 @@ fn prove(merged: &Exported, files: &TokenizerFiles, plan: &Plan) -> anyhow::Resu
     edgeft_quantize::tokenizer::prove(json, &keys, &[])
         .map_err(|e| BadInput(format!("the tokenizer would not survive the export: {e}; nothing was written")))?;
     Ok(())
+}
+
+/// Keys that a GGUF file of this model gets besides its shape's: provenance, and under a GGUF base its `tokenizer.*` keys, each
+/// as it was.
+fn extra(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<(String, Value)>> {
+    let mut keys = provenance(opened, mix)?;
+    let base = opened.weights.metadata().into_iter().flat_map(|gguf| &gguf.metadata);
+    keys.extend(base.filter(|(key, _)| key.starts_with("tokenizer.")).cloned());
+    Ok(keys)
 }
 
 /// `edgeft.*` keys: where the file comes from.

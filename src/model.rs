@@ -8,8 +8,8 @@
 //! there is no padding to mask and every projection is one GEMM.
 //!
 //! - [`config`]: `config.json` → [`config::Config`]; what would change the mathematics unseen is refused by name
-//! - [`load`]: safetensors → named f32 tensors
-//! - [`layers`]: linear and LoRA, embeddings, norms, rotary embedding, attention, feed-forward, heads
+//! - [`load`]: safetensors or GGUF → named weights; [`gguf`]: a GGUF file as a base, its weights left in their blocks
+//! - [`layers`]: linear and adapters, embeddings, norms, rotary embedding, attention, feed-forward, heads
 //! - [`trunk`]: what the families have in common; [`llama`]: Llama, Mistral, Qwen2, Qwen3, Phi-3; [`gemma3`]; [`gpt2`];
 //!   [`bert`]: BERT, RoBERTa, DistilBERT
 //! - [`network`]: a trunk of any family with one head, as trainer, evaluation and merge see it
@@ -18,6 +18,7 @@
 pub mod bert;
 pub mod config;
 pub mod gemma3;
+pub mod gguf;
 pub mod gpt2;
 pub mod layers;
 pub mod llama;

@@ -52,7 +52,8 @@ fn models_that_are_not_there_or_are_none() {
 fn a_file_where_a_folder_is_needed_and_the_other_way_round() {
     let folder = folder();
     folder.edgeft("quantize base --type q8_0 --out m.gguf").ok();
-    refuses(&folder, "tune --model m.gguf --data d.jsonl --out run", &["m.gguf", "GGUF", "Hugging Face folder"]);
+    let full = "tune --model m.gguf --method full --data d.jsonl --out run";
+    refuses(&folder, full, &["m.gguf", "quantized", "Hugging Face folder"]);
     refuses(&folder, "quantize m.gguf --type q4_0 --out n.gguf", &["m.gguf", "GGUF"]);
     refuses(&folder, "eval m.gguf --data d.jsonl --engine candle", &["m.gguf", "--engine cpu"]);
     refuses(&folder, "eval base --data base", &["base", "folder"]);

@@ -3,6 +3,7 @@
 
 mod gradients;
 mod oracle;
+mod quantized;
 mod resume;
 mod split;
 mod traces;

@@ -21,7 +21,7 @@ use std::time::Instant;
     after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
 )]
 pub struct QuantizeArgs {
-    /// Model folder, RUN, or `nano`
+    /// Model folder, RUN, a GGUF file of f32, f16 or bf16, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
@@ -118,6 +118,16 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         args.ort.load()?;
     }
     let opened = Opened::open(&args.model, 0)?;
+    if opened.adapter.is_none()
+        && let Some(t) = opened.weights.metadata().and_then(|g| g.tensors.iter().find(|t| t.ty.block_len() > 1))
+    {
+        crate::bad_input!(
+            "{}: a GGUF file that is quantized already (`{}` is {}); rounding it again would lose twice: give the folder or the RUN it was made from",
+            args.model,
+            t.name,
+            t.ty
+        );
+    }
     if args.plan {
         if args.to == Target::Onnx {
             eprintln!(

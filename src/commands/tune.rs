@@ -4,6 +4,7 @@ use super::show;
 use crate::cli::Global;
 use crate::data::batch::{Row, Target};
 use crate::data::read::{Reading, Rows, TextSide};
+use crate::error::BadInput;
 use crate::export;
 use crate::model::network::{HEADS, Network, Task};
 use crate::model::open::{Opened, Place};
@@ -26,10 +27,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[command(
-    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
+    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
 )]
 pub struct TuneArgs {
-    /// Model folder or `nano`; a config.json with --method full starts from random weights
+    /// Model folder, GGUF file or `nano`; a config.json with --method full starts from random weights
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Rows to learn: jsonl, json, csv, tsv, txt (also .gz, .zst), or pre-tokenized .safetensors
@@ -106,7 +107,7 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     if let Some(dir) = args.init_adapter.as_deref().filter(|_| !full) {
         settings = settings.with_adapter(&AdapterConfig::read(dir)?)?;
     }
-    let opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
+    let mut opened = Opened::open(&args.model, settings.seed.unwrap_or(0))?;
     if matches!(Place::of(&args.model)?, Place::Config(_)) && !full {
         crate::bad_input!(
             "{}: a config.json alone has no weights to adapt; use --method full to train from random weights",
@@ -120,12 +121,17 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
             args.model
         );
     }
+    // A GGUF file is tuned on as it is; a folder in NF4, where that was asked for.
+    let nf4 = settings.method == Some(Method::Qlora) && opened.weights.metadata().is_none();
+    if nf4 {
+        opened.weights = opened.weights.in_nf4();
+    }
     // Rows and labels.
     let read = read_data(args, &opened, &settings, saved.as_ref())?;
     let config = TuneConfig::resolve(&settings, read.task, &opened.config)?;
     let file = match saved {
         Some(file) => file,
-        None => run_file(args, &opened, &config, &read)?,
+        None => run_file(args, &opened, &config, &read, nf4)?,
     };
     // The network, and what of it is trained.
     let task = match read.task {
@@ -134,7 +140,7 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         _ => Task::Generate,
     };
     let mut network = Network::load(&opened.config, &opened.weights, task, config.seed, &Device::Cpu)?;
-    let adapter = prepare(&mut network, args, &config)?;
+    let adapter = prepare(&mut network, args, &opened, &config)?;
     let mut trainable_params = 0;
     network.trained(&mut |_, t| trainable_params += t.elem_count());
     if args.dry_run {
@@ -256,7 +262,7 @@ fn check_targets(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read) -> anyhow::Result<RunFile> {
+fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read, nf4: bool) -> anyhow::Result<RunFile> {
     let base = match &opened.base_path {
         Some(path) => sha256(path)?,
         None => sha256_bytes(crate::demo::nano::WEIGHTS),
@@ -267,6 +273,7 @@ fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read) 
             data: absolute(&place(&args.data)),
             val: args.val.as_ref().map(|v| absolute(&place(v))),
             init_adapter: args.init_adapter.as_ref().map(|v| absolute(&place(v))),
+            base_rounding: nf4.then(|| "nf4".into()),
             labels: read.labels.clone(),
             held_out: read.held_out.clone(),
             edgeft: env!("CARGO_PKG_VERSION").into(),
@@ -290,12 +297,25 @@ struct Adapted {
 }
 
 /// Marks what is trained: adapters (fresh, or from `--init-adapter`) or every weight.
-fn prepare(network: &mut Network, args: &TuneArgs, config: &TuneConfig) -> anyhow::Result<Option<Adapted>> {
+fn prepare(
+    network: &mut Network,
+    args: &TuneArgs,
+    opened: &Opened,
+    config: &TuneConfig,
+) -> anyhow::Result<Option<Adapted>> {
     if config.method == Method::Full {
         if args.init_adapter.is_some() {
             crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
         }
-        network.train_all();
+        network.train_all().map_err(|e| BadInput(format!("{}: {e}", args.model)))?;
+        if let Some(qat) = &config.qat {
+            let mix =
+                super::quantize::parse_mix(qat).map_err(|e| BadInput(e.to_string().replace("--type", "--qat")))?;
+            if matches!(Place::of(&args.model)?, Place::Config(_)) {
+                crate::bad_input!("--qat: random weights have nothing to be rounded to; train without it first");
+            }
+            network.round(&export::types(opened, mix)?);
+        }
         return Ok(None);
     }
     let mut adapter = match &args.init_adapter {

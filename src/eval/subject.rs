@@ -86,7 +86,7 @@ impl Subject {
                 );
             }
             let opened = Opened::open(model, 0)?;
-            let network = opened.network(task, 0)?;
+            let network = export::network(&opened, task)?;
             return Ok(Self::on_candle(network, opened));
         };
         Self::on_runtime(Runnable::open(model, Some(backend))?, threads)
@@ -98,7 +98,7 @@ impl Subject {
     /// A base that is a GGUF or a RUN; an adapter that does not fit.
     pub fn with_adapter(model: &str, adapter: &Path) -> anyhow::Result<Self> {
         let opened = Opened::open(model, 0)?.with_adapter(adapter)?;
-        let network = opened.network(None, 0)?;
+        let network = export::network(&opened, None)?;
         Ok(Self::on_candle(network, opened))
     }
 

@@ -4,6 +4,7 @@
 //! of what it gave; it returns the gradient of its input and adds those of its trained weights to [`Grads`].
 //!
 //! - [`linear`]: y = x Wᵀ + b, frozen or trained; [`projections`]: several of one input
+//! - [`weight`]: its W, dense or quantized, [`nf4`] among the forms
 //! - [`adapter`]: what is trained beside it: [`lora`], [`dora`], [`ia3`]
 //! - [`embedding`]; [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`act`]: activations and gates
 //! - [`self_attention`], [`feed_forward`]: the two halves of a block
@@ -20,10 +21,12 @@ pub mod host;
 pub mod ia3;
 pub mod linear;
 pub mod lora;
+pub mod nf4;
 pub mod norm;
 pub mod projections;
 pub mod rope;
 pub mod self_attention;
+pub mod weight;
 
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;

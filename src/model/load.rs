@@ -1,21 +1,30 @@
-//! safetensors files → named f32 tensors.
+//! safetensors files, or a GGUF file, → named weights under Hugging Face's names.
 //!
 //! Files are mapped and converted one tensor at a time (f32, f16, bf16 on disk). Sharded checkpoints are read through
 //! `model.safetensors.index.json`.
 
+use super::gguf::GgufBase;
+use super::layers::nf4::Nf4;
+use super::layers::weight::{Rows, Weight};
 use crate::error::BadInput;
 use crate::rng;
 use candle_core::{Device, Tensor};
+use edgeft_runtime::format::GgmlType;
+use edgeft_runtime::format::gguf::Gguf;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The safetensors files of a folder, mapped.
+/// The safetensors files of a folder, or a GGUF file, mapped.
 pub struct Checkpoint {
     files: Vec<(PathBuf, Bytes)>,
     /// Tensor name → index into `files`.
     place: BTreeMap<String, usize>,
     random: Option<Random>,
+    gguf: Option<GgufBase>,
+    /// Whether projections are rounded to NF4 as they are read.
+    nf4: bool,
 }
 
 /// A start from noise: every tensor that is asked for exists.
@@ -67,12 +76,41 @@ impl Checkpoint {
     pub fn embedded(name: &str, bytes: &'static [u8]) -> anyhow::Result<Self> {
         let file = PathBuf::from(name);
         let place = parse(&file, bytes)?.names().into_iter().map(|n| (n.to_string(), 0)).collect();
-        Ok(Self { files: vec![(file, Bytes::Embedded(bytes))], place, random: None })
+        Ok(Self { files: vec![(file, Bytes::Embedded(bytes))], place, random: None, gguf: None, nf4: false })
+    }
+
+    /// A GGUF file.
+    ///
+    /// # Errors
+    /// [`BadInput`] naming the file: cut short, of another kind, a tensor that no module takes.
+    pub fn gguf(path: &Path) -> anyhow::Result<Self> {
+        let base = GgufBase::open(path)?;
+        let place = base.names().map(|name| (name.to_owned(), 0)).collect();
+        Ok(Self { files: Vec::new(), place, random: None, gguf: Some(base), nf4: false })
+    }
+
+    /// The same with every projection rounded to NF4: what is read from now on is what an adapter was, or will be, trained on.
+    pub fn in_nf4(self) -> Self {
+        Self { nf4: true, ..self }
+    }
+
+    fn rounds(&self, name: &str, shape: &[usize]) -> bool {
+        self.nf4 && is_projection(name, shape)
+    }
+
+    /// Metadata of the GGUF file that this is.
+    pub fn metadata(&self) -> Option<&Gguf> {
+        self.gguf.as_ref().map(GgufBase::gguf)
+    }
+
+    /// What a GGUF file divides its rotary frequencies by, where it says so.
+    pub fn rope_divisors(&self) -> Option<Vec<f32>> {
+        self.gguf.as_ref()?.rope_divisors()
     }
 
     /// No file: a network that starts from random weights.
     pub fn random(random: Random) -> Self {
-        Self { files: Vec::new(), place: BTreeMap::new(), random: Some(random) }
+        Self { files: Vec::new(), place: BTreeMap::new(), random: Some(random), gguf: None, nf4: false }
     }
 
     /// Opens `model.safetensors`, the shards of `model.safetensors.index.json`, or the one file given.
@@ -93,7 +131,7 @@ impl Checkpoint {
             drop(view);
             files.push((file, map));
         }
-        Ok(Self { files, place, random: None })
+        Ok(Self { files, place, random: None, gguf: None, nf4: false })
     }
 
     /// Names of all tensors, sorted.
@@ -123,16 +161,34 @@ impl Checkpoint {
 
     /// Shape of a tensor, if it exists.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.shape(name);
+        }
         let (file, map) = &self.files[*self.place.get(name)?];
         parse(file, map).ok()?.tensor(name).ok().map(|t| t.shape().to_vec())
     }
 
     /// Values of a tensor as f32, row-major, with its shape.
     pub fn read(&self, name: &str) -> anyhow::Result<(Vec<usize>, Vec<f32>)> {
+        let (shape, values) = self.stored(name)?;
+        if self.rounds(name, &shape) {
+            let values = Nf4::quantize(&values, shape[0], shape[1]).dequantize();
+            return Ok((shape, values));
+        }
+        Ok((shape, values))
+    }
+
+    /// Values as the file has them.
+    fn stored(&self, name: &str) -> anyhow::Result<(Vec<usize>, Vec<f32>)> {
         let Some(&at) = self.place.get(name) else {
-            let file = self.files.first().map_or_else(PathBuf::new, |f| f.0.clone());
-            crate::bad_input!("{}: no tensor `{name}`", file.display());
+            crate::bad_input!("{}: no tensor `{name}`", self.file(0).display());
         };
+        if let Some(gguf) = &self.gguf {
+            let (Some(shape), Some(values)) = (gguf.shape(name), gguf.read(name)) else {
+                crate::bad_input!("{}: tensor `{name}` cannot be read", gguf.path().display());
+            };
+            return Ok((shape, values));
+        }
         let (file, map) = &self.files[at];
         let view = parse(file, map)?;
         let tensor = view.tensor(name)?;
@@ -155,11 +211,51 @@ impl Checkpoint {
         }
         let (found, values) = self.read(name)?;
         if found != shape {
-            let (file, _) = &self.files[self.place[name]];
-            crate::bad_input!("{}: tensor `{name}` has shape {found:?}, config.json says {shape:?}", file.display());
+            self.other_shape(name, &found, shape)?;
         }
         Ok(Tensor::from_vec(values, shape, device)?)
     }
+
+    /// A matrix as a layer uses it, whose shape must be (out, in). What a GGUF file holds in fewer than 32 bits stays in the
+    /// file, in its blocks; what is rounded to NF4 stays in that.
+    pub fn weight(&self, name: &str, shape: [usize; 2], device: &Device) -> anyhow::Result<Weight> {
+        if let Some(rows) = self.gguf.as_ref().and_then(|g| g.rows(name)).filter(|r| r.ty() != GgmlType::F32) {
+            let (out, input) = rows.dims();
+            if [out, input] != shape {
+                self.other_shape(name, &[out, input], &shape)?;
+            }
+            return Ok(Weight::Frozen(Arc::new(rows)));
+        }
+        if self.rounds(name, &shape) {
+            let (found, values) = self.stored(name)?;
+            if found != shape {
+                self.other_shape(name, &found, &shape)?;
+            }
+            return Ok(Weight::Frozen(Arc::new(Nf4::quantize(&values, shape[0], shape[1]))));
+        }
+        Ok(self.tensor(name, &shape, device)?.into())
+    }
+
+    fn other_shape(&self, name: &str, found: &[usize], expected: &[usize]) -> anyhow::Result<()> {
+        let (file, source) =
+            (self.file(self.place[name]), if self.gguf.is_some() { "its metadata" } else { "config.json" });
+        crate::bad_input!("{}: tensor `{name}` has shape {found:?}, {source} says {expected:?}", file.display());
+    }
+
+    fn file(&self, at: usize) -> PathBuf {
+        match &self.gguf {
+            Some(gguf) => gguf.path().to_owned(),
+            None => self.files.get(at).map_or_else(PathBuf::new, |f| f.0.clone()),
+        }
+    }
+}
+
+/// A matrix inside a block: what QLoRA rounds. Embeddings, output heads and vectors are left as they are, as bitsandbytes
+/// leaves them.
+fn is_projection(name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2
+        && name.ends_with(".weight")
+        && name.split('.').any(|part| matches!(part, "layers" | "layer" | "h"))
 }
 
 fn files_of(path: &Path) -> anyhow::Result<Vec<PathBuf>> {

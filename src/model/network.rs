@@ -4,6 +4,7 @@ use super::config::{Config, Family};
 use super::layers::act::Act;
 use super::layers::head::{self, LossSum};
 use super::layers::linear::Linear;
+use super::layers::weight::Weight;
 use super::layers::{Grads, Pass};
 use super::load::Checkpoint;
 use super::peft::targets::{is_called, layer_of};
@@ -12,6 +13,7 @@ use super::{Packed, Segment, bert, gemma3, gpt2, llama};
 use crate::data::batch::{Row, Target};
 use crate::rng;
 use candle_core::{Device, Result, Tensor};
+use edgeft_runtime::format::GgmlType;
 use std::collections::BTreeMap;
 
 /// What the network answers.
@@ -87,7 +89,7 @@ impl Network {
                 let tied = config.tie_word_embeddings;
                 let words = if config.family == Family::Gpt2 { "transformer.wte" } else { "model.embed_tokens" };
                 let name = if tied { words } else { "lm_head" };
-                let weight = parts.tensor(&format!("{name}.weight"), &[config.vocab_size, c])?;
+                let weight = parts.matrix(&format!("{name}.weight"), [config.vocab_size, c])?;
                 Head::Language { linear: Linear::new(name.into(), weight, None), tied }
             }
             (true, Task::Classify(labels)) => Head::Score(head_linear("score", labels.len(), false)?),
@@ -294,7 +296,18 @@ impl Network {
     }
 
     /// Marks every weight of trunk and head as trained (full fine-tuning).
-    pub fn train_all(&mut self) {
+    ///
+    /// # Errors
+    /// A weight that is quantized: nothing of it can be trained.
+    pub fn train_all(&mut self) -> anyhow::Result<()> {
+        let is_frozen = |weight: &Weight| matches!(weight, Weight::Frozen(_));
+        let linear = self.linears().into_iter().find(|l| is_frozen(&l.weight)).map(|l| l.name.clone());
+        let table = self.trunk.embeddings().into_iter().find(|e| is_frozen(&e.weight)).map(|e| e.name.clone());
+        if let Some(name) = linear.or(table) {
+            crate::bad_input!(
+                "--method full: `{name}` is quantized and cannot be trained; give the Hugging Face folder, or use --method qlora"
+            );
+        }
         self.trunk.embeddings().into_iter().for_each(|e| e.trained = true);
         self.trunk.norms().into_iter().for_each(|n| n.trained = true);
         self.linears().into_iter().for_each(|l| l.trained = true);
@@ -303,6 +316,26 @@ impl Network {
             linear.trained = true;
         }
         self.end_at_lowest();
+        Ok(())
+    }
+
+    /// From now on each weight named is seen as a file of that type would hold it (quantization-aware training).
+    pub fn round(&mut self, types: &BTreeMap<String, GgmlType>) {
+        let of = |name: &str| types.get(&format!("{name}.weight")).copied();
+        self.linears().into_iter().for_each(|l| of(&l.name).into_iter().for_each(|ty| l.weight.round(ty)));
+        let tables = self.trunk.embeddings();
+        tables.into_iter().for_each(|e| of(&e.name).into_iter().for_each(|ty| e.weight.round(ty)));
+        match &mut self.head {
+            Head::Language { linear, tied: true } => {
+                if let Some(words) = self.trunk.embeddings().first() {
+                    linear.weight = words.weight.clone();
+                }
+            }
+            Head::Language { linear, .. } => of(&linear.name).into_iter().for_each(|ty| linear.weight.round(ty)),
+            _ => {}
+        }
+        let heads = self.head_modules();
+        heads.into_iter().for_each(|l| of(&l.name).into_iter().for_each(|ty| l.weight.round(ty)));
     }
 
     /// Looks up which block is the lowest that learns, after what is trained was marked: the backward ends there.

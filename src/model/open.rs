@@ -9,6 +9,7 @@ use crate::error::BadInput;
 use crate::tune::run_folder::{RunFile, is_run};
 use candle_core::Device;
 use edgeft_runtime::format::bundle::Bundle;
+use edgeft_runtime::format::gguf::Gguf;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,25 @@ impl TextFiles {
         Ok(Self { tokenizer_json: optional("tokenizer.json")?, tokenizer_config, chat_template })
     }
 
+    /// The text side of a GGUF file; tokenizer.json where the file carries it whole, as ours do.
+    fn of_gguf(gguf: &Gguf) -> Self {
+        let text = |key: &str| gguf.str(key).ok().map(str::to_owned);
+        let tokens = gguf.strings("tokenizer.ggml.tokens").unwrap_or_default();
+        let mut config = serde_json::Map::new();
+        for (key, name) in [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad"), ("mask", "mask")] {
+            let id = gguf.u32(&format!("tokenizer.ggml.{key}_token_id")).ok();
+            if let Some(token) = id.and_then(|id| tokens.get(id as usize)) {
+                config.insert(format!("{name}_token"), token.as_str().into());
+            }
+        }
+        let tokenizer_json = text("tokenizer.huggingface.json").map(String::into_bytes);
+        Self {
+            tokenizer_config: tokenizer_json.is_some().then(|| config.into()),
+            tokenizer_json,
+            chat_template: text("tokenizer.chat_template"),
+        }
+    }
+
     /// Text of a special token such as `bos_token`: a string, or an object with `content`.
     pub fn special(&self, key: &str) -> Option<&str> {
         let value = &self.tokenizer_config.as_ref()?[key];
@@ -138,10 +158,10 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens a Hugging Face folder, a RUN, `nano` or a bare `config.json` (random weights from `seed`).
+    /// Opens a Hugging Face folder, a RUN, a GGUF file, `nano` or a bare `config.json` (random weights from `seed`).
     ///
     /// # Errors
-    /// [`BadInput`] for a GGUF file or an ONNX folder (they open in the runtime), and for all that cannot be read.
+    /// [`BadInput`] for an ONNX folder (it opens in the runtime), and for all that cannot be read.
     pub fn open(model: &str, seed: u64) -> anyhow::Result<Self> {
         match Place::of(model)? {
             Place::Nano => Self::nano(),
@@ -181,14 +201,10 @@ impl Opened {
                     );
                 }
                 opened.name = model.to_owned();
-                opened.run = Some(run);
                 opened.adapter = Some(dir);
-                Ok(opened)
+                opened.under(run)
             }
-            Place::Gguf(path) => crate::bad_input!(
-                "{}: a GGUF file cannot be tuned or merged yet; give its Hugging Face folder",
-                path.display()
-            ),
+            Place::Gguf(path) => Self::gguf(model, &path),
             Place::Onnx(path) => crate::bad_input!(
                 "{}: an ONNX folder can be run, but not tuned, merged or converted; give the Hugging Face folder it was made from",
                 path.display()
@@ -207,6 +223,24 @@ impl Opened {
             run: None,
             adapter: None,
             base_path: Some(dir.to_owned()),
+        })
+    }
+
+    fn gguf(model: &str, file: &Path) -> anyhow::Result<Self> {
+        let weights = Checkpoint::gguf(file)?;
+        let bad = |e: String| BadInput(format!("{}: {e}", file.display()));
+        let divisors = weights.rope_divisors();
+        let Some(metadata) = weights.metadata() else { unreachable!("a checkpoint of a GGUF file") };
+        let config_json = super::gguf::config::of(metadata, divisors).map_err(bad)?;
+        Ok(Self {
+            name: model.to_owned(),
+            config: Config::from_json(&config_json).map_err(bad)?,
+            text: TextFiles::of_gguf(metadata),
+            config_json,
+            weights,
+            run: None,
+            adapter: None,
+            base_path: Some(file.to_owned()),
         })
     }
 
@@ -239,10 +273,16 @@ impl Opened {
         if !adapter.join("adapter_config.json").is_file() {
             crate::bad_input!("{}: no adapter_config.json; an adapter folder holds it", adapter.display());
         }
-        if is_run(adapter) {
-            self.run = Some(RunFile::read(adapter)?);
-        }
         self.adapter = Some(adapter.to_owned());
+        if is_run(adapter) { self.under(RunFile::read(adapter)?) } else { Ok(self) }
+    }
+
+    /// The base as the run saw it.
+    fn under(mut self, run: RunFile) -> anyhow::Result<Self> {
+        if run.rounds_to_nf4()? {
+            self.weights = self.weights.in_nf4();
+        }
+        self.run = Some(run);
         Ok(self)
     }
 

@@ -8,6 +8,7 @@ use super::layers::embedding::Embedding;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::{Angles, Rope};
+use super::layers::weight::Weight;
 use super::layers::{Grads, Pass};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
@@ -263,13 +264,18 @@ impl Parts<'_> {
         self.weights.tensor(&self.weights.called(name), shape, self.device)
     }
 
+    /// A matrix under its full name, or as the checkpoint spells it, in the form that the checkpoint keeps it in.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> anyhow::Result<Weight> {
+        self.weights.weight(&self.weights.called(name), shape, self.device)
+    }
+
     /// `name.weight`, (out, in), and `name.bias`, (out). GPT-2's lie as (in, out) in files.
     pub fn linear(&self, name: String, out: usize, input: usize, bias: bool) -> anyhow::Result<Linear> {
         let at = format!("{name}.weight");
         let weight = if self.config.family.stores_transposed() {
-            self.tensor(&at, &[input, out])?.t()?.contiguous()?
+            self.tensor(&at, &[input, out])?.t()?.contiguous()?.into()
         } else {
-            self.tensor(&at, &[out, input])?
+            self.matrix(&at, [out, input])?
         };
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[out])).transpose()?;
         Ok(Linear::new(name, weight, bias))
@@ -291,7 +297,7 @@ impl Parts<'_> {
 
     /// A table of `rows`.
     pub fn embedding(&self, name: String, rows: usize, padding: Option<u32>) -> anyhow::Result<Embedding> {
-        let weight = self.tensor(&format!("{name}.weight"), &[rows, self.config.hidden_size])?;
+        let weight = self.matrix(&format!("{name}.weight"), [rows, self.config.hidden_size])?;
         Ok(Embedding::new(name, weight, padding))
     }
 }

@@ -26,6 +26,8 @@ pub enum Method {
     Dora,
     /// A vector a module that scales keys, values and the feed-forward's input.
     Ia3,
+    /// Low-rank adapters, scaled by α/r, over a base in few bits: a GGUF file as it is, a folder rounded to NF4
+    Qlora,
     /// Every weight.
     Full,
 }
@@ -63,6 +65,9 @@ settings! {
     /// Which weights are trained [default: lora]
     #[arg(long, value_enum)]
     method: Method,
+    /// With --method full: learn through the rounding of this type of file (q8_0 q4_0 q4_k_m q6_k ...)
+    #[arg(long, value_name = "TYPE")]
+    qat: String,
     /// Rank of the adapters [default: 16]
     #[arg(long, value_name = "R")]
     rank: usize,
@@ -158,6 +163,8 @@ impl Settings {
 pub struct TuneConfig {
     pub task: TaskName,
     pub method: Method,
+    /// Name of a mix.
+    pub qat: Option<String>,
     pub rank: usize,
     pub alpha: f64,
     pub dropout: f32,
@@ -196,6 +203,7 @@ impl TuneConfig {
         let config = Self {
             task,
             method,
+            qat: s.qat,
             rank,
             alpha: s.alpha.unwrap_or(2.0 * rank as f64),
             dropout: s.dropout.unwrap_or(0.0),
@@ -238,6 +246,11 @@ impl TuneConfig {
         {
             crate::bad_input!("--max-len {given}, but the model has {} positions", model.max_position_embeddings);
         }
+        if config.qat.is_some() && method != Method::Full {
+            crate::bad_input!(
+                "--qat needs --method full: adapters are merged before the file is rounded, so they cannot learn through it"
+            );
+        }
         config.check()?;
         config.check_method(settings)?;
         Ok(config)
@@ -278,6 +291,7 @@ impl TuneConfig {
         Settings {
             task: Some(c.task),
             method: Some(c.method),
+            qat: c.qat,
             rank: ranked.then_some(c.rank),
             alpha: ranked.then_some(c.alpha),
             dropout: ranked.then_some(c.dropout),

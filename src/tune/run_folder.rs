@@ -34,6 +34,9 @@ pub struct Origin {
     /// Adapter that the run began with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<String>,
+    /// `nf4`: the projections of the base were rounded to it, and the adapter is merged onto the rounded ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_rounding: Option<String>,
     /// Labels by index, for a classifier.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -59,6 +62,18 @@ pub struct Hashes {
 }
 
 impl RunFile {
+    /// Whether the base is rounded to NF4 wherever this run is used.
+    ///
+    /// # Errors
+    /// A rounding that is not known: the run is of a later version.
+    pub fn rounds_to_nf4(&self) -> anyhow::Result<bool> {
+        match self.run.base_rounding.as_deref() {
+            None => Ok(false),
+            Some("nf4") => Ok(true),
+            Some(other) => crate::bad_input!("tune.toml: base-rounding `{other}` is not known; known: nf4"),
+        }
+    }
+
     /// Reads `tune.toml` of a RUN.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("tune.toml");

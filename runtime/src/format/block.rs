@@ -256,11 +256,19 @@ impl BlockQ6K {
         })
     }
 
-    /// 256 values.
+    /// 256 values, 16 at a time, which have one scale.
     pub fn decode(&self, x: &mut [f32; 256]) {
         let d = self.d.to_f32();
-        let q = self.codes();
-        (0..256).for_each(|i| x[i] = d * f32::from(self.scales[i / 16]) * f32::from(q[i] as i8 - 32));
+        for (group, x) in x.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (half, quarter, at) = (group / 8, group % 8 / 2, group % 2 * 16);
+            let scale = d * f32::from(self.scales[group]);
+            let low = &self.ql[half * 64 + quarter % 2 * 32 + at..][..16];
+            let high = &self.qh[half * 32 + at..][..16];
+            for j in 0..16 {
+                let q = (low[j] >> (4 * (quarter / 2)) & 15) | (high[j] >> (2 * quarter) & 3) << 4;
+                x[j] = scale * f32::from(q as i8 - 32);
+            }
+        }
     }
 }
 

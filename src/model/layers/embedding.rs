@@ -1,6 +1,7 @@
 //! Tables of vectors: words, learned positions, token types.
 
 use super::Grads;
+use super::weight::Weight;
 use candle_core::{Result, Tensor};
 
 /// A table, (rows, C).
@@ -8,7 +9,7 @@ pub struct Embedding {
     /// Module path.
     pub name: String,
     /// (rows, C).
-    pub weight: Tensor,
+    pub weight: Weight,
     /// A row that is read and never learned: torch's `padding_idx`.
     pub padding: Option<u32>,
     /// Whether the table is trained.
@@ -17,13 +18,13 @@ pub struct Embedding {
 
 impl Embedding {
     /// A frozen table.
-    pub fn new(name: String, weight: Tensor, padding: Option<u32>) -> Self {
-        Self { name, weight, padding, trained: false }
+    pub fn new(name: String, weight: impl Into<Weight>, padding: Option<u32>) -> Self {
+        Self { name, weight: weight.into(), padding, trained: false }
     }
 
     /// (N, C): a row for each id.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        self.weight.index_select(&Tensor::new(ids, self.weight.device())?, 0)
+        self.weight.rows(ids, self.weight.device())
     }
 
     /// Adds the rows of dy: (N, C) to the gradient of those that were read.
@@ -31,8 +32,8 @@ impl Embedding {
         if !self.trained {
             return Ok(());
         }
-        let device = self.weight.device();
-        let zeros = Tensor::zeros(self.weight.shape(), dy.dtype(), device)?;
+        let device = dy.device();
+        let zeros = Tensor::zeros(self.weight.dims()?, dy.dtype(), device)?;
         let learned: Vec<u32> = (0..ids.len() as u32).filter(|i| Some(ids[*i as usize]) != self.padding).collect();
         let grad = if learned.len() == ids.len() {
             zeros.index_add(&Tensor::new(ids, device)?, dy, 0)?
@@ -48,8 +49,10 @@ impl Embedding {
 
     /// Calls `f` with the name and the place of the table, if it is trained.
     pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
-        if self.trained {
-            f(format!("{}.weight", self.name), &mut self.weight);
+        if self.trained
+            && let Some(w) = self.weight.trainable()
+        {
+            f(format!("{}.weight", self.name), w);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! y = x Wᵀ + b. A frozen W costs its backward one GEMM (dx), never a weight-sized gradient.
 
 use super::adapter::Adapter;
+use super::weight::Weight;
 use super::{Grads, Pass};
 use candle_core::{Result, Tensor};
 
@@ -9,7 +10,7 @@ pub struct Linear {
     /// Module path as PEFT names it, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// (out, in).
-    pub weight: Tensor,
+    pub weight: Weight,
     /// (out).
     pub bias: Option<Tensor>,
     /// Whether weight and bias are trained.
@@ -20,8 +21,8 @@ pub struct Linear {
 
 impl Linear {
     /// A frozen layer.
-    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { name, weight, bias, trained: false, adapter: None }
+    pub fn new(name: String, weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
+        Self { name, weight: weight.into(), bias, trained: false, adapter: None }
     }
 
     /// x: (N, in) → (N, out), through the adapter if there is one.
@@ -62,12 +63,12 @@ impl Linear {
 
     /// (out, in) of W.
     pub fn dims(&self) -> Result<(usize, usize)> {
-        self.weight.dims2()
+        self.weight.dims()
     }
 
     /// W as f32: (out, in).
     pub fn dense(&self) -> Result<Tensor> {
-        Ok(self.weight.clone())
+        self.weight.dense()
     }
 
     /// x Wᵀ + b, without the adapter.
@@ -81,18 +82,20 @@ impl Linear {
 
     /// x Wᵀ: (N, in) → (N, out).
     pub(super) fn project(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
+        self.weight.forward(x)
     }
 
     /// dy W: (N, out) → (N, in).
     pub(super) fn project_back(&self, dy: &Tensor) -> Result<Tensor> {
-        dy.matmul(&self.weight)
+        self.weight.backward(dy)
     }
 
     /// Calls `f` with the name and the place of every trained tensor.
     pub fn trained(&mut self, f: &mut dyn FnMut(String, &mut Tensor)) {
         if self.trained {
-            f(format!("{}.weight", self.name), &mut self.weight);
+            if let Some(w) = self.weight.trainable() {
+                f(format!("{}.weight", self.name), w);
+            }
             if let Some(b) = &mut self.bias {
                 f(format!("{}.bias", self.name), b);
             }

@@ -22,6 +22,9 @@ pub fn start(network: &mut Network, seed: u64) -> anyhow::Result<Start> {
     let mut pairs = BTreeMap::new();
     for linear in network.linears() {
         let name = linear.name.clone();
+        if linear.adapter.is_some() && matches!(linear.weight, Weight::Frozen(_)) {
+            crate::bad_input!("--init pissa moves `{name}` out of the base, and a base in few bits cannot be changed; use --init kaiming");
+        }
         let weight = linear.dense()?;
         let pair = match &mut linear.adapter {
             None => continue,
@@ -40,7 +43,7 @@ pub fn start(network: &mut Network, seed: u64) -> anyhow::Result<Start> {
         pair.b = found.u.broadcast_mul(&roots)?;
         let rest = (&weight - (pair.b.matmul(&pair.a)? * pair.scale)?)?;
         pairs.insert(name, (pair.a.clone(), pair.b.clone()));
-        linear.weight = rest;
+        linear.weight = rest.into();
     }
     Ok(Start(pairs))
 }

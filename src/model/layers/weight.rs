@@ -1,0 +1,319 @@
+//! A weight matrix as a layer uses it: a dense tensor, or rows in quantized form that are decoded a panel at a time.
+//!
+//! A weight may also be trained as it will be rounded ([`Rounded`]): quantization-aware training.
+//!
+//! A panel is a few rows of a frozen matrix in f32. One is alive a thread, and every product refills it: the memory of a
+//! quantized base is its blocks and one panel, however large the matrix.
+
+use super::host::{Host, rows_per_task};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, TensorId, bail};
+use edgeft_quantize::codec;
+use edgeft_runtime::format::{GgmlType, block};
+use parking_lot::Mutex;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// A frozen matrix in some quantized form. Rows are outputs, in the order of the Hugging Face checkpoint.
+pub trait Rows: Send + Sync {
+    /// (out, in).
+    fn dims(&self) -> (usize, usize);
+    /// Writes row `i`, `in` values.
+    fn decode(&self, i: usize, out: &mut [f32]);
+}
+
+/// (out, in).
+#[derive(Clone)]
+pub enum Weight {
+    /// As it is, frozen or trained.
+    Dense(Tensor),
+    /// Quantized and frozen: decoded where it is used.
+    Frozen(Arc<dyn Rows>),
+    /// Trained through the rounding of a file type.
+    Rounded(Rounded),
+}
+
+impl From<Tensor> for Weight {
+    fn from(tensor: Tensor) -> Self {
+        Self::Dense(tensor)
+    }
+}
+
+/// Values in a panel: 16 MiB, large enough for its GEMM to run at full speed, small beside any base.
+const PANEL: usize = 4 << 20;
+
+impl Weight {
+    /// (out, in).
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(w) => w.dims2(),
+            Self::Frozen(rows) => Ok(rows.dims()),
+            Self::Rounded(w) => w.master.dims2(),
+        }
+    }
+
+    /// Where rows of it are made.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(w) => w.device(),
+            Self::Rounded(w) => w.master.device(),
+            Self::Frozen(_) => &Device::Cpu,
+        }
+    }
+
+    /// x Wᵀ. x: (N, in) → (N, out).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let rows = match self {
+            Self::Dense(w) => return x.matmul(&w.t()?),
+            Self::Rounded(w) => return x.matmul(&w.seen()?.t()?),
+            Self::Frozen(rows) => rows,
+        };
+        let (n, out) = (x.dim(0)?, rows.dims().0);
+        let mut y = Vec::new();
+        let mut whole = None;
+        panels(rows.as_ref(), x.device(), |first, panel| {
+            let part = x.matmul(&panel.t()?)?; // (N, panel rows)
+            let width = part.dim(1)?;
+            if width == out {
+                whole = Some(part);
+                return Ok(());
+            }
+            let part = part.to_device(&Device::Cpu)?;
+            y.resize(n * out, 0.0);
+            let tasks = rows_per_task(width);
+            y.par_chunks_mut(tasks * out).zip(Host::new(&part)?.slice().par_chunks(tasks * width)).for_each(
+                |(y, part)| {
+                    for (y, part) in y.chunks_mut(out).zip(part.chunks(width)) {
+                        y[first..first + width].copy_from_slice(part);
+                    }
+                },
+            );
+            Ok(())
+        })?;
+        match whole {
+            Some(y) => Ok(y),
+            None => Tensor::from_vec(y, (n, out), &Device::Cpu)?.to_device(x.device()),
+        }
+    }
+
+    /// dy W: the gradient of x. dy: (N, out) → (N, in).
+    pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
+        let rows = match self {
+            Self::Dense(w) => return dy.matmul(w),
+            Self::Rounded(w) => return dy.matmul(&w.seen()?),
+            Self::Frozen(rows) => rows,
+        };
+        let mut dx: Option<Tensor> = None;
+        panels(rows.as_ref(), dy.device(), |first, panel| {
+            let part = dy.narrow(1, first, panel.dim(0)?)?.matmul(panel)?; // (N, in)
+            dx = Some(match dx.take() {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+            Ok(())
+        })?;
+        dx.ok_or_else(|| candle_core::Error::Msg("a matrix without rows".into()))
+    }
+
+    /// Rows `ids`: (n, in).
+    pub fn rows(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
+        let rows = match self {
+            Self::Dense(w) => return w.index_select(&Tensor::new(ids, device)?, 0),
+            Self::Rounded(w) => return w.seen()?.index_select(&Tensor::new(ids, device)?, 0),
+            Self::Frozen(rows) => rows,
+        };
+        let (n, width) = rows.dims();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= n) {
+            bail!("row {id} of a matrix with {n} rows");
+        }
+        let mut out = vec![0.0; ids.len() * width];
+        out.par_chunks_mut(width).zip(ids).for_each(|(out, id)| rows.decode(*id as usize, out));
+        Tensor::from_vec(out, (ids.len(), width), device)
+    }
+
+    /// The whole matrix in f32, as products see it.
+    pub fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => Ok(w.clone()),
+            Self::Rounded(w) => w.seen(),
+            Self::Frozen(rows) => {
+                let (n, _) = rows.dims();
+                self.rows(&(0..n as u32).collect::<Vec<_>>(), &Device::Cpu)
+            }
+        }
+    }
+
+    /// What an optimizer may change; nothing of a quantized weight.
+    pub fn trainable(&mut self) -> Option<&mut Tensor> {
+        match self {
+            Self::Dense(w) => Some(w),
+            Self::Rounded(w) => Some(&mut w.master),
+            Self::Frozen(_) => None,
+        }
+    }
+
+    /// From now on products see a dense weight as a file of type `ty` would hold it.
+    pub fn round(&mut self, ty: GgmlType) {
+        if let Self::Dense(master) = self {
+            *self = Self::Rounded(Rounded { master: master.clone(), ty, seen: Arc::default() });
+        }
+    }
+}
+
+/// A trained weight that products see rounded. The rounding is that of the file, block for block; its slope is taken to be 1
+/// (straight through: Bengio et al., arXiv:1308.3432), so the gradient at what was seen moves the weight behind it.
+#[derive(Clone)]
+pub struct Rounded {
+    /// (out, in), in f32: what the optimizer moves and the run keeps.
+    master: Tensor,
+    ty: GgmlType,
+    /// The rounded weight, and which master it was made from; tied layers share it.
+    seen: Arc<Mutex<Option<(TensorId, Tensor)>>>,
+}
+
+impl Rounded {
+    fn seen(&self) -> Result<Tensor> {
+        let mut seen = self.seen.lock();
+        match &*seen {
+            Some((of, rounded)) if *of == self.master.id() => Ok(rounded.clone()),
+            _ => {
+                let rounded = round_trip(&self.master, self.ty)?;
+                *seen = Some((self.master.id(), rounded.clone()));
+                Ok(rounded)
+            }
+        }
+    }
+}
+
+/// Every row to blocks and back.
+fn round_trip(w: &Tensor, ty: GgmlType) -> Result<Tensor> {
+    let w = w.contiguous()?;
+    let width = w.dim(1)?;
+    let host = Host::new(&w)?;
+    let mut out = vec![0.0; w.elem_count()];
+    out.par_chunks_mut(width).zip(host.slice().par_chunks(width)).try_for_each(|(out, row)| {
+        let mut blocks = Vec::new();
+        codec::encode(ty, row, &mut blocks)
+            .map_err(|e| candle_core::Error::Msg(format!("a weight cannot be rounded: {e}")))?;
+        block::decode(ty, &blocks, out);
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Tensor::from_vec(out, w.shape(), w.device())
+}
+
+thread_local! {
+    /// The buffer of panels; taken while it is in use.
+    static BUFFER: RefCell<Option<Tensor>> = const { RefCell::new(None) };
+}
+
+/// Calls `f` with the number of its first row and the values of each panel, (rows, in), in order. The panel's memory is
+/// written over when `f` returns, so nothing of it may be kept.
+fn panels(rows: &dyn Rows, device: &Device, mut f: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+    let (n, width) = rows.dims();
+    let most = (PANEL / width.max(1)).clamp(1, n.max(1));
+    let buffer = match BUFFER.take().filter(|b| b.elem_count() >= most * width) {
+        Some(buffer) => buffer,
+        None => Tensor::zeros(PANEL.max(width), DType::F32, &Device::Cpu)?,
+    };
+    for first in (0..n).step_by(most) {
+        let len = most.min(n - first);
+        let panel = buffer.narrow(0, 0, len * width)?.reshape((len, width))?;
+        panel.inplace_op1(&Decode { rows, first })?;
+        f(first, &panel.to_device(device)?)?;
+    }
+    BUFFER.set(Some(buffer));
+    Ok(())
+}
+
+/// Fills a panel with the rows that begin at `first`.
+struct Decode<'a> {
+    rows: &'a dyn Rows,
+    first: usize,
+}
+
+impl InplaceOp1 for Decode<'_> {
+    fn name(&self) -> &'static str {
+        "decode rows"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("a panel is contiguous f32, got {layout:?}");
+        };
+        let (_, width) = self.rows.dims();
+        values[start..end].par_chunks_mut(width).enumerate().for_each(|(i, out)| self.rows.decode(self.first + i, out));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values that say where they are.
+    struct Numbered(usize, usize);
+
+    impl Rows for Numbered {
+        fn dims(&self) -> (usize, usize) {
+            (self.0, self.1)
+        }
+        fn decode(&self, i: usize, out: &mut [f32]) {
+            out.iter_mut().enumerate().for_each(|(j, v)| *v = ((i * 31 + j * 17) % 101) as f32 / 50.0 - 1.0);
+        }
+    }
+
+    fn both(n: usize, width: usize) -> (Weight, Weight) {
+        let frozen = Weight::Frozen(Arc::new(Numbered(n, width)));
+        let dense = Weight::Dense(frozen.dense().unwrap());
+        (frozen, dense)
+    }
+
+    fn differ(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    fn noise(n: usize, width: usize) -> Tensor {
+        let values: Vec<f32> = (0..n * width).map(|i| ((i * 7919) % 257) as f32 / 128.0 - 1.0).collect();
+        Tensor::from_vec(values, (n, width), &Device::Cpu).unwrap()
+    }
+
+    /// Matrices of one panel, of several, and of several with a rest: (PANEL / 1024) = 4096 rows each.
+    #[test]
+    fn panels_give_the_products_of_the_whole_matrix() {
+        for (n, width) in [(24, 40), (8192, 1024), (9001, 1024)] {
+            let (frozen, dense) = both(n, width);
+            let x = noise(3, width);
+            assert!(differ(&frozen.forward(&x).unwrap(), &dense.forward(&x).unwrap()) < 1e-3, "{n} forward");
+            let dy = noise(3, n);
+            assert!(differ(&frozen.backward(&dy).unwrap(), &dense.backward(&dy).unwrap()) < 1e-2, "{n} backward");
+            let ids = [0, n as u32 - 1, 5, 5];
+            let (a, b) = (frozen.rows(&ids, &Device::Cpu).unwrap(), dense.rows(&ids, &Device::Cpu).unwrap());
+            assert_eq!(differ(&a, &b), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_rounded_weight_is_seen_as_the_file_holds_it_and_follows_its_master() {
+        let master = noise(16, 64);
+        let mut weight = Weight::from(master.clone());
+        weight.round(GgmlType::Q4_0);
+        let tied = weight.clone();
+        let (x, dy) = (noise(3, 64), noise(3, 16));
+        let file = round_trip(&master, GgmlType::Q4_0).unwrap();
+        assert!(differ(&file, &master) > 1e-3);
+        assert_eq!(differ(&weight.dense().unwrap(), &file), 0.0);
+        assert_eq!(differ(&weight.forward(&x).unwrap(), &x.matmul(&file.t().unwrap()).unwrap()), 0.0);
+        assert_eq!(differ(&weight.backward(&dy).unwrap(), &dy.matmul(&file).unwrap()), 0.0);
+        assert_eq!(differ(&tied.rows(&[2], &Device::Cpu).unwrap(), &file.narrow(0, 2, 1).unwrap()), 0.0);
+        let moved = (&master * 1.5).unwrap();
+        *weight.trainable().unwrap() = moved.clone();
+        assert_eq!(differ(&weight.dense().unwrap(), &round_trip(&moved, GgmlType::Q4_0).unwrap()), 0.0);
+    }
+
+    #[test]
+    fn a_row_that_is_not_there_is_an_error() {
+        let (frozen, _) = both(24, 40);
+        assert_eq!(frozen.rows(&[24], &Device::Cpu).unwrap_err().to_string(), "row 24 of a matrix with 24 rows");
+    }
+}
