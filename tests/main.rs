@@ -17,3 +17,4 @@ mod package;
 mod parity;
 mod pipeline;
 mod server;
+mod tune;

@@ -5,7 +5,7 @@ use super::config::Config;
 use super::layers::attention::Attention;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
-use super::layers::{Grads, Pass, mlp};
+use super::layers::{Grads, Pass, mlp, noise};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
 
@@ -111,7 +111,7 @@ impl Bert {
 
     /// Hidden states of the last layer (N, C), without keeping anything.
     pub fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
-        let mut x = self.embed(batch)?;
+        let mut x = self.embed(batch, pass)?;
         for layer in &self.layers {
             x = layer.forward(&x, batch, pass)?.0;
         }
@@ -120,7 +120,7 @@ impl Bert {
 
     /// As [`Bert::forward`], keeping what the backward needs: everything, or with `recompute` only each layer's input.
     pub fn forward_keep(&self, batch: &Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Trace)> {
-        let mut x = self.embed(batch)?;
+        let mut x = self.embed(batch, pass)?;
         let mut kept = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let (y, saved) = layer.forward(&x, batch, pass)?;
@@ -146,10 +146,10 @@ impl Bert {
         Ok(())
     }
 
-    fn embed(&self, batch: &Packed) -> Result<Tensor> {
+    fn embed(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
         let device = self.word_embeddings.device();
         let pick = |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, device)?, 0);
-        let words = pick(&self.word_embeddings, &batch.ids)?;
+        let words = noise::neftune(pick(&self.word_embeddings, &batch.ids)?, &batch.segments, pass)?;
         let x = (words + pick(&self.token_type_embeddings, &batch.types)?)?;
         self.embedding_norm.forward(&(x + pick(&self.position_embeddings, &batch.positions)?)?)
     }

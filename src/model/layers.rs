@@ -5,6 +5,7 @@
 //!
 //! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
 //! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
+//! - [`noise`]: what NEFTune adds to embeddings
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
 pub mod attention;
@@ -12,6 +13,7 @@ pub mod head;
 pub mod host;
 pub mod linear;
 pub mod mlp;
+pub mod noise;
 pub mod norm;
 pub mod rope;
 
@@ -44,9 +46,14 @@ pub struct Pass {
     pub seed: u64,
     /// Counter of the micro-batch in the run: dropout draws its mask from (seed, site, step), never from a state.
     pub step: u64,
+    /// Tokens of the micro-batch that stand before these rows, where it is computed in parts: a part draws what the whole
+    /// would have drawn for it.
+    pub first: usize,
+    /// NEFTune's α; 0 adds no noise.
+    pub noise: f32,
 }
 
 impl Pass {
-    /// No dropout: evaluation, verification.
-    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0 };
+    /// No dropout, no noise: evaluation, verification.
+    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0, first: 0, noise: 0.0 };
 }

@@ -7,7 +7,7 @@ use super::layers::attention::Attention;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::{Angles, Rope};
-use super::layers::{Grads, Pass, mlp};
+use super::layers::{Grads, Pass, mlp, noise};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
 
@@ -112,7 +112,7 @@ impl Llama {
     /// Final hidden states (N, C), without keeping anything.
     pub fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
         let angles = self.rope.angles(&batch.positions);
-        let mut x = self.embed(batch)?;
+        let mut x = self.embed(batch, pass)?;
         for block in &self.blocks {
             x = block.forward(&x, &self.rope, &angles, batch, pass)?.0;
         }
@@ -122,7 +122,7 @@ impl Llama {
     /// As [`Llama::forward`], keeping what the backward needs: everything, or with `recompute` only each block's input.
     pub fn forward_keep(&self, batch: &Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Trace)> {
         let angles = self.rope.angles(&batch.positions);
-        let mut x = self.embed(batch)?;
+        let mut x = self.embed(batch, pass)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let (y, saved) = block.forward(&x, &self.rope, &angles, batch, pass)?;
@@ -149,8 +149,9 @@ impl Llama {
         Ok(())
     }
 
-    fn embed(&self, batch: &Packed) -> Result<Tensor> {
-        self.embed_tokens.index_select(&Tensor::new(batch.ids.as_slice(), self.embed_tokens.device())?, 0)
+    fn embed(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
+        let ids = Tensor::new(batch.ids.as_slice(), self.embed_tokens.device())?;
+        noise::neftune(self.embed_tokens.index_select(&ids, 0)?, &batch.segments, pass)
     }
 
     /// Every projection, in network order.

@@ -59,6 +59,22 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+impl Bytes {
+    /// Gives the pages of a part back to the system once it has been copied out: a model would stand in memory twice while
+    /// it is read, as a file and as f32.
+    #[allow(unsafe_code)]
+    fn release(&self, from: usize, len: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is shared and read-only, so what is dropped is read from the file again when it is asked for.
+            // A system that refuses keeps the pages, which costs memory and nothing else.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (from, len);
+    }
+}
+
 impl Checkpoint {
     /// Reads a safetensors file that is part of this program.
     pub fn embedded(name: &str, bytes: &'static [u8]) -> anyhow::Result<Self> {
@@ -91,6 +107,11 @@ impl Checkpoint {
             files.push((file, map));
         }
         Ok(Self { files, place, random: None })
+    }
+
+    /// Whether there is no file, and every tensor is noise.
+    pub fn is_random(&self) -> bool {
+        self.random.is_some()
     }
 
     /// Names of all tensors, sorted.
@@ -127,7 +148,10 @@ impl Checkpoint {
                 crate::bad_input!("{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16", file.display())
             }
         };
-        Ok((tensor.shape().to_vec(), values))
+        let shape = tensor.shape().to_vec();
+        let (from, len) = (data.as_ptr() as usize - map.as_ptr() as usize, data.len());
+        map.release(from, len);
+        Ok((shape, values))
     }
 
     /// A tensor on `device`, whose shape must be `shape`.
@@ -139,6 +163,17 @@ impl Checkpoint {
         if found != shape {
             let (file, _) = &self.files[self.place[name]];
             crate::bad_input!("{}: tensor `{name}` has shape {found:?}, config.json says {shape:?}", file.display());
+        }
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let (file, _) = &self.files[self.place[name]];
+            let columns = shape.last().copied().unwrap_or(1).max(1);
+            crate::bad_input!(
+                "{}: tensor `{name}` holds {} at row {}, column {}; the file is damaged or its training diverged: fetch it again",
+                file.display(),
+                values[at],
+                at / columns,
+                at % columns
+            );
         }
         Ok(Tensor::from_vec(values, shape, device)?)
     }
