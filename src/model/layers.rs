@@ -49,11 +49,18 @@ pub struct Pass {
     /// Tokens of the micro-batch that stand before these rows, where it is computed in parts: a part draws what the whole
     /// would have drawn for it.
     pub first: usize,
+    /// Rows that stand before them.
+    pub first_row: usize,
     /// NEFTune's α; 0 adds no noise.
     pub noise: f32,
 }
 
 impl Pass {
     /// No dropout, no noise: evaluation, verification.
-    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0, first: 0, noise: 0.0 };
+    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0, first: 0, first_row: 0, noise: 0.0 };
+
+    /// The same for a layer that sees one vector a row, as a head behind a pooler does.
+    pub fn of_rows(self) -> Pass {
+        Pass { first: self.first_row, ..self }
+    }
 }

@@ -199,7 +199,7 @@ impl Network {
                 Ok((loss, Some(scatter(h, &at, &dx)?)))
             }
             Head::Pooled { pooler, classifier } => {
-                let at = first(&batch.segments);
+                let (at, pass) = (first(&batch.segments), pass.of_rows());
                 let x = pick(h, &at)?;
                 let pooled = pooler.forward(&x, pass)?.tanh()?;
                 let logits = classifier.forward(&pooled, pass)?;

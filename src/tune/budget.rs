@@ -1,8 +1,9 @@
 //! `--budget`: how many steps fit into a time, told from the first ones.
 //!
-//! The number is decided once and saved with the checkpoint, so that the learning rate falls to its end within the time and a
-//! run that goes on takes the same steps. The clock has the last word: whatever slows the machine down after that, the run
-//! ends in time with what it has.
+//! The number is decided early and saved with the checkpoint, so that the learning rate falls to its end within the time and
+//! a run that goes on takes the same steps. It is looked at again with every tenth of the time that passes, and lowered when
+//! the machine has become too slow for it; it is never raised. The clock has the last word: whatever slows the machine down
+//! after that, the run ends in time with what it has.
 
 use std::time::Instant;
 
@@ -15,6 +16,11 @@ const PLANNED: f64 = 0.94;
 /// What reading a token costs of what learning from it does: one pass of three.
 const READING: f64 = 0.4;
 
+/// Share of the budget between two looks at it.
+const LOOK: f64 = 0.1;
+/// A number of steps that is lower by less is not worth a change.
+const LEAST_CHANGE: f64 = 0.03;
+
 /// A time to end in.
 pub struct Budget {
     seconds: f64,
@@ -23,42 +29,57 @@ pub struct Budget {
     val_tokens: usize,
     steps: usize,
     s_per_token: f64,
+    /// Tokens and seconds at the last look, and the share of the budget that had passed then.
+    looked: (usize, f64),
+    next_look: f64,
 }
 
 impl Budget {
     /// `seconds` in all, of which earlier processes of this run had `before`; evaluations read `val_tokens`.
     pub fn new(seconds: f64, before: f64, since: Instant, val_tokens: usize) -> Self {
-        Self { seconds, before, since, val_tokens, steps: 0, s_per_token: 0.0 }
+        let (looked, next_look) = ((0, 0.0), LEAST_SHARE);
+        Self { seconds, before, since, val_tokens, steps: 0, s_per_token: 0.0, looked, next_look }
     }
 
-    /// Steps and tokens of this process so far, and its seconds.
-    pub fn took(&mut self, steps: usize, tokens: usize, seconds: f64) {
-        (self.steps, self.s_per_token) = (steps, seconds / tokens.max(1) as f64);
+    /// After a step: the tokens and seconds of this process so far.
+    pub fn took(&mut self, tokens: usize, seconds: f64) {
+        self.steps += 1;
+        // Since the last look: how fast the machine is now.
+        if tokens > self.looked.0 {
+            self.s_per_token = (seconds - self.looked.1) / (tokens - self.looked.0) as f64;
+        }
+        if self.due() {
+            self.looked = (tokens, seconds);
+        }
     }
 
     fn spent(&self) -> f64 {
         self.before + self.since.elapsed().as_secs_f64()
     }
 
-    /// The last step, of at most `asked`, once enough is known; `evals` tells how many evaluations come up to a step.
+    fn due(&self) -> bool {
+        self.steps >= LEAST_STEPS && self.spent() >= self.next_look * self.seconds
+    }
+
+    /// The last step, when there is something to decide: `at` is the step now and the most that were asked for, `planned`
+    /// what was decided before; `evals` tells how many evaluations come up to a step.
     pub fn decide(
-        &self,
-        step: usize,
-        asked: usize,
+        &mut self,
+        at: (usize, usize),
+        planned: Option<usize>,
         tokens_a_step: f64,
         evals: &dyn Fn(usize) -> usize,
     ) -> Option<usize> {
-        let spent = self.spent();
-        if self.steps < LEAST_STEPS || spent < LEAST_SHARE * self.seconds {
+        if !self.due() {
             return None;
         }
-        Some(last_step(
-            self.seconds * PLANNED - spent,
-            self.s_per_token * tokens_a_step,
-            self.evaluation(),
-            (step, asked),
-            evals,
-        ))
+        let spent = self.spent();
+        self.next_look = spent / self.seconds + LOOK;
+        let within = (at.0, planned.unwrap_or(at.1));
+        let left = self.seconds * PLANNED - spent;
+        let last = last_step(left, self.s_per_token * tokens_a_step, self.evaluation(), within, evals);
+        let worth = |planned: usize| (planned - last) as f64 > LEAST_CHANGE * (planned - at.0) as f64;
+        planned.is_none_or(worth).then_some(last)
     }
 
     fn evaluation(&self) -> f64 {
@@ -146,14 +167,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_decided_before_some_steps_and_some_time() {
-        let evals = |_: usize| 1;
+    fn it_is_decided_after_some_steps_and_lowered_when_the_machine_slows_down() {
+        let evals = |_: usize| 0;
         let mut budget = Budget::new(100.0, 0.0, Instant::now(), 0);
-        budget.took(2, 200, 50.0);
-        assert_eq!(budget.decide(2, 1000, 100.0, &evals), None);
-        let mut budget = Budget::new(100.0, 10.0, Instant::now(), 0);
-        budget.took(5, 500, 5.0);
-        assert_eq!(budget.decide(5, 1000, 100.0, &evals), Some(5 + 83)); // 94 - 10 seconds, a bit of which has passed
-        assert!(!budget.is_spent(100.0) && Budget::new(100.0, 99.0, Instant::now(), 0).is_spent(100.0));
+        budget.took(200, 50.0);
+        assert_eq!(budget.decide((1, 1000), None, 100.0, &evals), None, "one step tells nothing");
+        let begin = |spent: f64| Budget::new(100.0, spent, Instant::now(), 0); // as if so much had passed before
+        let mut budget = begin(10.0);
+        (1..=3).for_each(|i| budget.took(100 * i, i as f64));
+        assert_eq!(budget.decide((3, 1000), None, 100.0, &evals), Some(3 + 83)); // a second a step, 94 - 10 of them
+        assert_eq!(budget.decide((3, 1000), Some(86), 100.0, &evals), None, "a tenth must pass first");
+        let mut slow = begin(50.0);
+        (1..=3).for_each(|i| slow.took(100 * i, 2.0 * i as f64));
+        assert_eq!(slow.decide((40, 1000), Some(86), 100.0, &evals), Some(40 + 21), "two seconds a step by now");
+        let mut fast = begin(50.0);
+        (1..=3).for_each(|i| fast.took(100 * i, 0.5 * i as f64));
+        assert_eq!(fast.decide((40, 1000), Some(86), 100.0, &evals), None, "never raised");
+        assert!(!fast.is_spent(100.0) && begin(99.0).is_spent(100.0));
     }
 }

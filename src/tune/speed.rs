@@ -9,10 +9,11 @@ use crate::data::batch::Row;
 use candle_core::{DType, Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
-/// Rows of the calibration's matrices: those of a usual micro-batch.
-const ROWS: usize = 512;
+/// Rows of the calibration's matrices: enough for the GEMM's full speed, few enough that a call is over before the system
+/// gives the core to somebody else.
+const ROWS: usize = 128;
 /// How long each of the two is measured.
-const LEAST: Duration = Duration::from_millis(150);
+const LEAST: Duration = Duration::from_millis(200);
 
 /// What this machine does in a second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,7 +34,7 @@ pub struct Work {
 }
 
 impl Speed {
-    /// Measures on (512, C) by (C, F), and on sums of (512, F).
+    /// Measures on (128, C) by (C, F), and on sums of (128, F).
     pub fn measure(hidden: usize, wide: usize) -> Result<Self> {
         let ones = |a: usize, b: usize| Tensor::ones((a, b), DType::F32, &Device::Cpu);
         let (x, w, h) = (ones(ROWS, hidden)?, ones(wide, hidden)?, ones(ROWS, wide)?);

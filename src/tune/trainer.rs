@@ -97,10 +97,10 @@ impl Trainer<'_> {
         let (mut curve, mut val_curve) = (Vec::new(), Vec::new());
         let start = Instant::now();
         let (mut stopped_by, mut saved_at) = ("steps", usize::MAX);
-        let (first_step, first_token) = (state.step, state.tokens);
+        let first_token = state.tokens;
         let val_tokens: usize = self.val.iter().map(|r| r.ids.len()).sum();
         let mut budget = c.budget.map(|seconds| Budget::new(seconds, state.seconds, self.since, val_tokens));
-        // A budget shortens the run once its first steps have shown what one takes; a run that goes on keeps to that.
+        // A budget shortens the run once its first steps have shown what one takes; a run that goes on begins with that.
         let mut steps = state.planned.unwrap_or(asked);
 
         while state.step < steps {
@@ -116,11 +116,11 @@ impl Trainer<'_> {
             let mut grads = Grads::default();
             let mut loss = LossSum::default();
             for rows in &micro {
-                let mut first = 0;
+                let mut pass = Pass { train: true, seed: c.seed, step: state.micro, noise: c.neftune, ..Pass::EVAL };
                 for (part, recompute) in self.activations.parts(rows) {
-                    let pass = Pass { train: true, seed: c.seed, step: state.micro, first, noise: c.neftune };
                     loss += self.network.loss_and_grad(part, 1.0 / targets as f32, pass, recompute, &mut grads)?;
-                    first += part.iter().map(|r| r.ids.len()).sum::<usize>();
+                    pass.first += part.iter().map(|r| r.ids.len()).sum::<usize>();
+                    pass.first_row += part.len();
                 }
                 state.micro += 1;
             }
@@ -159,10 +159,9 @@ impl Trainer<'_> {
                     None => last / per_epoch - state.step / per_epoch + 1,
                 };
                 let mean_tokens = course.mean_tokens();
-                budget.took(state.step - first_step, state.tokens - first_token, elapsed);
-                if state.planned.is_none()
-                    && let Some(last) = budget.decide(state.step, asked, mean_tokens, &evals_left)
-                {
+                budget.took(state.tokens - first_token, elapsed);
+                let planned = state.planned.map(|last| last.max(state.step));
+                if let Some(last) = budget.decide((state.step, asked), planned, mean_tokens, &evals_left) {
                     state.planned = Some(last);
                     steps = last;
                     self.save(&optimizer, &state, elapsed)?;

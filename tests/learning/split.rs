@@ -62,7 +62,7 @@ fn one_step_of_tune_is_the_same_at_1x16_4x4_and_16x1() {
 }
 
 /// Dropout and noise at work.
-const PASS: Pass = Pass { train: true, seed: 5, step: 9, first: 0, noise: 5.0 };
+const PASS: Pass = Pass { train: true, seed: 5, step: 9, noise: 5.0, ..Pass::EVAL };
 
 fn cases() -> Vec<Case> {
     let encoder = ["query", "key", "value", "dense"];
@@ -82,7 +82,7 @@ fn gradient(case: &Case, rows: &[&Row], parts: &[usize], pass: Pass) -> std::col
     let (mut at, mut first) = (0, 0);
     for n in parts {
         let part = &rows[at..at + n];
-        let pass = Pass { first, ..pass };
+        let pass = Pass { first, first_row: at, ..pass };
         case.network.loss_and_grad(part, 0.1, pass, at % 2 == 1, &mut grads).expect("a gradient");
         at += n;
         first += part.iter().map(|r| r.ids.len()).sum::<usize>();

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    const PASS: Pass = Pass { train: true, seed: 3, step: 7, first: 0, noise: 5.0 };
+    const PASS: Pass = Pass { train: true, seed: 3, step: 7, noise: 5.0, ..Pass::EVAL };
 
     fn noise(segments: &[Segment], pass: Pass) -> Vec<f32> {
         let n = segments.iter().map(|s| s.len).sum::<usize>();

@@ -159,7 +159,7 @@ impl Activations {
         let fits = |part: &&[&Row]| self.taken(part, false).peak() <= room;
         let enough = |part: &&[&Row]| tokens(part) >= LEAST_PART;
         let all_but_last = &kept[..kept.len() - 1];
-        if kept.iter().all(|p| fits(p)) && all_but_last.iter().all(|p| enough(p)) {
+        if kept.iter().all(fits) && all_but_last.iter().all(enough) {
             return kept.into_iter().map(|part| (part, false)).collect();
         }
         self.cut(rows, |part| self.taken(part, true).peak() <= room).into_iter().map(|part| (part, true)).collect()
