@@ -75,6 +75,8 @@ pub enum Verb {
     Bench(commands::bench::BenchArgs),
     /// Show what is in a GGUF, safetensors or ONNX file
     Inspect(commands::inspect::InspectArgs),
+    /// Make one page of a RUN, or of what a verb printed with --json
+    Report(commands::report::ReportArgs),
     /// List device profiles, and what they predict of a model
     Targets(commands::targets::TargetsArgs),
     /// Say what this build and this machine can do

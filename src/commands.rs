@@ -12,6 +12,7 @@ pub mod package;
 #[cfg(feature = "hub")]
 pub mod pull;
 pub mod quantize;
+pub mod report;
 pub mod run;
 #[cfg(feature = "server")]
 pub mod serve;
@@ -53,6 +54,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
         Verb::Targets(args) => targets::run(args, global),
+        Verb::Report(args) => report::run(args, global),
         Verb::Doctor(args) => doctor::run(args, global),
     };
     match outcome {

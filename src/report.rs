@@ -1,12 +1,14 @@
 //! A run or a benchmark → one self-contained HTML page: no script, no network, light and dark, readable on a phone.
 //!
-//! - [`curve`]: losses over steps as SVG
+//! - [`curve`]: losses and other numbers over steps as SVG
+//! - [`run`]: a RUN folder, or a verb's JSON, as what a page shows
 //! - [`matrix`]: a confusion matrix as a coloured table
 //! - [`bars`]: measurements side by side as SVG
 
 mod bars;
 mod curve;
 mod matrix;
+pub mod run;
 
 pub use bars::{Bar, Bars};
 
@@ -28,6 +30,8 @@ pub struct ReportData {
     pub loss: Vec<(usize, f64)>,
     /// (step, loss) on held-out rows.
     pub val: Vec<(usize, f64)>,
+    /// What else was measured over the steps.
+    pub curves: Vec<Curve>,
     /// Predictions of the base.
     pub confusion_before: Option<Confusion>,
     /// Predictions after tuning.
@@ -40,6 +44,16 @@ pub struct ReportData {
     pub samples: Vec<(String, String)>,
     /// Commands to go on with.
     pub next: Vec<String>,
+}
+
+/// One number over the steps.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Curve {
+    /// Headline.
+    pub title: String,
+    /// (step, value).
+    pub points: Vec<(usize, f64)>,
 }
 
 /// Rows of text; columns of numbers are set flush right, and `pass` and `fail` are coloured.
@@ -75,6 +89,17 @@ pub fn html(data: &ReportData) -> String {
     }
     if let Some(curve) = curve::figure(&data.loss, &data.val) {
         let _ = write!(body, "<section><h2>Loss</h2>{curve}</section>");
+    }
+    let small: Vec<String> = data
+        .curves
+        .iter()
+        .filter_map(|c| {
+            let figure = curve::small(&c.title, &c.points)?;
+            Some(format!("<figure><figcaption>{}</figcaption>{figure}</figure>", escape(&c.title)))
+        })
+        .collect();
+    if !small.is_empty() {
+        let _ = write!(body, "<section><h2>Over the steps</h2><div class=\"pair\">{}</div></section>", small.concat());
     }
     let confusions = [("Before", &data.confusion_before), ("After", &data.confusion_after)];
     let alone = data.confusion_before.is_none() || data.confusion_after.is_none();
@@ -214,6 +239,7 @@ mod tests {
             facts: vec![("accuracy".into(), "0.91 <b>".into())],
             loss: (1..=60).map(|s| (s, 4.0 - s as f64 / 16.0)).collect(), // exact in binary: serde_json may miss the last bit
             val: vec![(20, 0.9), (40, 0.5), (60, 0.6)],
+            curves: vec![Curve { title: "lr <&>".into(), points: vec![(1, 0.5), (2, 0.25)] }],
             confusion_before: Some(confusion(&[&[3, 7], &[5, 5]])),
             confusion_after: Some(confusion(&[&[9, 1], &[0, 10]])),
             bars: vec![Bars {

@@ -2,15 +2,23 @@
 //!
 //! - [`config`]: `tune.toml` and flags → [`config::TuneConfig`]
 //! - [`schedule`], [`optimizer`]: the learning rate of a step; AdamW with f32 moments
+//! - [`memory`]: what a run takes, before a weight is read, and how a micro-batch is cut so that it fits `--mem`
+//! - [`speed`]: how long it will take on this machine; [`reasons`]: why a default is what it is
+//! - [`budget`]: how many steps fit into `--budget`
 //! - [`trainer`]: the loop, top to bottom: batch, loss, backward, clip, step, report
 //! - [`guard`]: what is trained and does not learn stops a run
 //! - [`checkpoint`]: weights + moments + cursor, so that a resumed run gives the same bytes
-//! - [`run_folder`]: the files of a RUN
+//! - [`run_folder`], [`events`]: the files of a RUN; its metrics once more, as TensorBoard reads them
 
+pub mod budget;
 pub mod checkpoint;
 pub mod config;
+pub mod events;
 pub mod guard;
+pub mod memory;
 pub mod optimizer;
+pub mod reasons;
 pub mod run_folder;
 pub mod schedule;
+pub mod speed;
 pub mod trainer;

@@ -20,3 +20,4 @@ mod package;
 mod parity;
 mod pipeline;
 mod server;
+mod tune;

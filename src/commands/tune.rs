@@ -1,4 +1,9 @@
 //! `edgeft tune`: rows → adapter, in a RUN folder.
+//!
+//! - [`dry_run`]: the plan, printed; [`watch`]: the bar, and Ctrl-C
+
+mod dry_run;
+mod watch;
 
 use super::show;
 use crate::cli::Global;
@@ -9,20 +14,21 @@ use crate::export;
 use crate::model::network::{HEADS, Network, Task};
 use crate::model::open::{Opened, Place};
 use crate::model::peft::{self, AdapterConfig, pissa};
-use crate::report::ReportData;
 use crate::tune::checkpoint::{self, write_synced, write_tensors};
 use crate::tune::config::{Init, Method, Settings, TaskName, TuneConfig};
+use crate::tune::memory::{Activations, Plan, Weights};
 use crate::tune::run_folder::{Hashes, Origin, RunFile, RunFolder, sha256, sha256_bytes};
-use crate::tune::trainer::{Outcome, StepReport, Trainer, Watch};
+use crate::tune::trainer::{Outcome, Trainer};
 use anyhow::Context;
 use candle_core::{Device, Tensor};
-use indicatif::ProgressBar;
+use dry_run::DryRun;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use watch::Bar;
 
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -57,7 +63,7 @@ pub struct TuneArgs {
     /// Replace an existing run
     #[arg(long, conflicts_with = "resume")]
     pub force: bool,
-    /// Print what would be done, and stop
+    /// Print what would be done, what it takes in memory and time, and why; write nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Settings.
@@ -73,6 +79,8 @@ pub struct Tuned {
     pub trainable_params: usize,
     /// Rows held out.
     pub val_rows: usize,
+    /// Bytes that the plan said it would take.
+    pub planned_bytes: u64,
 }
 
 /// Runs the verb.
@@ -80,7 +88,8 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let Some(tuned) = tune(args, global)? else { return Ok(ExitCode::SUCCESS) };
     let o = &tuned.outcome;
     let line = json!({"out": args.out, "steps": o.steps, "loss": o.loss, "val": o.val, "trainable_params": tuned.trainable_params,
-        "tokens_per_s": o.tokens_per_s, "peak_mib": show::peak_mib(), "seconds": o.seconds, "stopped_by": o.stopped_by});
+        "tokens_per_s": o.tokens_per_s, "peak_mib": show::peak_mib(),
+        "planned_mib": tuned.planned_bytes as f64 / 1048576.0, "seconds": o.seconds, "stopped_by": o.stopped_by});
     let out = args.out.display();
     show::report(global, &line, || {
         let val = o.val.map_or(String::new(), |v| format!(", validation loss {v:.3}"));
@@ -88,6 +97,11 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
             "tuned {} weights in {} steps: loss {:.3}{val}, {:.0} tokens/s, {:.0} s",
             tuned.trainable_params, o.steps, o.loss, o.tokens_per_s, o.seconds
         );
+        match o.stopped_by {
+            "budget" => println!("stopped by --budget, the learning rate at its end"),
+            "patience" => println!("stopped by --patience; the best weights were kept"),
+            _ => (),
+        }
         if o.stopped_by == "interrupted" {
             println!("interrupted; go on with the same command and --resume");
         } else {
@@ -101,6 +115,7 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
 
 /// Tunes; `None` after a dry run.
 pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
+    let since = Instant::now();
     let saved = if args.resume { Some(RunFile::read(&args.out)?) } else { None };
     let mut settings = settings(args, saved.as_ref())?;
     let full = settings.method == Some(Method::Full);
@@ -129,6 +144,21 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     // Rows and labels.
     let read = read_data(args, &opened, &settings, saved.as_ref())?;
     let config = TuneConfig::resolve(&settings, read.task, &opened.config)?;
+    // What it takes, before a weight is read.
+    let adapter = adapter(args, &config)?;
+    let weights = Weights::count(&opened.config, &opened.weights, read.task, read.labels.len(), adapter.as_ref());
+    let text = opened.text.tokenizer_json.as_ref().map_or(0, Vec::len);
+    let language = !matches!((read.task, opened.config.family.is_decoder()), (TaskName::Classify, _) | (_, false));
+    let activations = Activations::new(&opened.config, language, config.no_pack);
+    let plan = Plan::new(&config, activations, &weights, (&read.train, &read.val), text)?;
+    if args.dry_run {
+        if let Some((target, has)) = adapter.as_ref().and_then(|a| Weights::missing_target(&opened.weights, a)) {
+            crate::bad_input!("no module is called {target}; this model has: {has}");
+        }
+        let (config, model) = (&config, &opened.config);
+        DryRun { given: &settings, config, model, read: &read, weights, plan: &plan }.print(global)?;
+        return Ok(None);
+    }
     let file = match saved {
         Some(file) => file,
         None => run_file(args, &opened, &config, &read, nf4)?,
@@ -140,13 +170,9 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         _ => Task::Generate,
     };
     let mut network = Network::load(&opened.config, &opened.weights, task, config.seed, &Device::Cpu)?;
-    let adapter = prepare(&mut network, args, &opened, &config)?;
+    let adapter = prepare(&mut network, args, &opened, &config, adapter)?;
     let mut trainable_params = 0;
     network.trained(&mut |_, t| trainable_params += t.elem_count());
-    if args.dry_run {
-        dry_run(global, &config, &read, trainable_params);
-        return Ok(None);
-    }
     // The run.
     let (mut folder, from) = if args.resume {
         let newest = checkpoint::newest(&args.out)?;
@@ -156,16 +182,23 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         (RunFolder::create(&args.out, &file, args.force)?, None)
     };
     super::merge::write_text_files(&opened, &folder.path)?;
-    let mut watch = Bar::new(global)?;
-    let trainer =
-        Trainer { network: &mut network, config: &config, train: &read.train, val: &read.val, folder: &mut folder };
-    let outcome =
-        { trainer }.run(from.as_deref(), &mut watch).with_context(|| format!("tuning {} failed", args.model))?;
-    watch.bar.finish_and_clear();
+    let mut watch = Bar::new();
+    let mut trainer = Trainer {
+        network: &mut network,
+        config: &config,
+        train: &read.train,
+        val: &read.val,
+        activations: plan.activations,
+        since,
+        folder: &mut folder,
+    };
+    let outcome = trainer.run(from.as_deref(), &mut watch).with_context(|| format!("tuning {} failed", args.model))?;
+    watch.finish();
     if outcome.stopped_by != "interrupted" {
-        finish(args, &opened, &mut network, &config, adapter.as_ref(), &folder, &outcome)?;
+        finish(&opened, &mut network, adapter.as_ref(), &folder)?;
     }
-    Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len() }))
+    let planned_bytes = plan.terms.peak();
+    Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len(), planned_bytes }))
 }
 
 /// Flags over the file over, when resuming, what the run saved.
@@ -289,6 +322,18 @@ fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read, 
     })
 }
 
+/// What is put on the network: `--init-adapter`'s, or a fresh one; nothing when every weight is trained.
+fn adapter(args: &TuneArgs, config: &TuneConfig) -> anyhow::Result<Option<AdapterConfig>> {
+    match (&args.init_adapter, config.method) {
+        (Some(_), Method::Full) => {
+            crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight")
+        }
+        (None, Method::Full) => Ok(None),
+        (Some(dir), _) => Ok(Some(AdapterConfig { dropout: config.dropout, ..AdapterConfig::read(dir)? })),
+        (None, _) => Ok(Some(config.adapter(&absolute(&args.model)))),
+    }
+}
+
 /// An adapter on the network, as it will be saved.
 struct Adapted {
     config: AdapterConfig,
@@ -302,11 +347,9 @@ fn prepare(
     args: &TuneArgs,
     opened: &Opened,
     config: &TuneConfig,
+    adapter: Option<AdapterConfig>,
 ) -> anyhow::Result<Option<Adapted>> {
-    if config.method == Method::Full {
-        if args.init_adapter.is_some() {
-            crate::bad_input!("--init-adapter and --method full: merge the adapter first, then tune every weight");
-        }
+    let Some(mut adapter) = adapter else {
         network.train_all().map_err(|e| BadInput(format!("{}: {e}", args.model)))?;
         if let Some(qat) = &config.qat {
             let mix =
@@ -317,15 +360,10 @@ fn prepare(
             network.round(&export::types(opened, mix)?);
         }
         return Ok(None);
-    }
-    let mut adapter = match &args.init_adapter {
-        Some(dir) => AdapterConfig { dropout: config.dropout, ..AdapterConfig::read(dir)? },
-        None => {
-            let fresh = config.adapter(&absolute(&args.model));
-            peft::every_target_is_there(network, &fresh)?;
-            fresh
-        }
     };
+    if args.init_adapter.is_none() {
+        peft::every_target_is_there(network, &adapter)?;
+    }
     peft::attach(network, &adapter, config.seed)?;
     let start = match (config.init, &args.init_adapter) {
         (Init::Pissa, Some(_)) => crate::bad_input!("--init pissa and --init-adapter: an adapter has its own start"),
@@ -352,49 +390,14 @@ impl Adapted {
     }
 }
 
-fn dry_run(global: &Global, config: &TuneConfig, read: &Read, trainable: usize) {
-    let tokens: usize = read.train.iter().map(|r| r.ids.len()).sum();
-    let longest = read.train.iter().map(|r| r.ids.len()).max().unwrap_or(0);
-    let (rows, held_out) = (read.train.len(), read.val.len());
-    let line = json!({"data": read.schema, "rows": rows, "held_out": held_out, "tokens": tokens, "longest": longest,
-        "trainable_params": trainable, "settings": config.to_settings()});
-    show::report(global, &line, || {
-        println!("data      {}", read.schema);
-        println!("rows      {rows} to learn, {held_out} held out, {tokens} tokens, longest {longest}");
-        println!("method    {:?}, rank {}, {trainable} weights trained", config.method, config.rank);
-        println!(
-            "schedule  lr {} {:?}, batch {} x {}, {}",
-            config.lr,
-            config.schedule,
-            config.batch,
-            config.accumulate,
-            config.steps.map_or_else(|| format!("{} epochs", config.epochs.unwrap_or(1.0)), |s| format!("{s} steps"))
-        );
-    });
-}
-
 /// The run's last files; the weights appear last.
 fn finish(
-    args: &TuneArgs,
     opened: &Opened,
     network: &mut Network,
-    config: &TuneConfig,
     adapter: Option<&Adapted>,
     folder: &RunFolder,
-    outcome: &Outcome,
 ) -> anyhow::Result<()> {
-    let report = ReportData {
-        title: format!("{} tuned on {}", opened.name, args.data.display()),
-        loss: outcome.curve.clone(),
-        val: outcome.val_curve.clone(),
-        facts: vec![
-            ("Method".into(), format!("{:?}", config.method).to_lowercase()),
-            ("Steps".into(), outcome.steps.to_string()),
-            ("Final loss".into(), format!("{:.4}", outcome.loss)),
-            ("Tokens per second".into(), format!("{:.0}", outcome.tokens_per_s)),
-        ],
-        ..ReportData::default()
-    };
+    let report = crate::report::run::of_run(&folder.path)?;
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
     match adapter {
         Some(adapter) => {
@@ -426,42 +429,4 @@ fn place(path: &Path) -> String {
 
 fn step_of(checkpoint: &Path) -> Option<usize> {
     checkpoint.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
-}
-
-/// Set by Ctrl-C.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Progress on stderr, and Ctrl-C.
-struct Bar {
-    bar: ProgressBar,
-    val: String,
-}
-
-impl Bar {
-    fn new(_: &Global) -> anyhow::Result<Self> {
-        // A second handler in one process (demo runs several tunes) is refused; the first serves.
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130); // a second Ctrl-C does not wait for the step to end
-            }
-        });
-        Ok(Self { bar: show::bar(0, "tune"), val: String::new() })
-    }
-}
-
-impl Watch for Bar {
-    fn step(&mut self, r: StepReport) {
-        self.bar.set_length(r.steps as u64);
-        self.bar.set_position(r.step as u64);
-        let memory = show::peak_mib().map_or(String::new(), |m| format!(", {m:.0} MiB"));
-        self.bar.set_message(format!("loss {:.3}{}, {:.0} tokens/s{memory}", r.loss, self.val, r.tokens_per_s));
-    }
-
-    fn evaluation(&mut self, _: usize, loss: f64, _: f64) {
-        self.val = format!(", validation {loss:.3}");
-    }
-
-    fn stop(&mut self) -> bool {
-        INTERRUPTED.load(Ordering::SeqCst)
-    }
 }

@@ -1,5 +1,8 @@
 //! Rows → batches, in an order that is a function of (lengths, batch size, seed, epoch) and of nothing else: a resumed
 //! run needs no sampler state.
+//!
+//! Packing is not done here, and cuts nothing: the rows of a micro-batch are laid end to end as they are, each attends to
+//! itself alone and counts its positions from its own beginning, so that a row learns the same in any company.
 
 use crate::rng;
 
@@ -99,22 +102,130 @@ impl Row {
 /// enough that an epoch still mixes.
 const POOL: usize = 50;
 
-/// The batches of an epoch: each row once, `batch` rows each (one may have fewer).
+/// How large a micro-batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// So many rows.
+    Rows(usize),
+    /// As many rows as have at most so many tokens together; a longer row stands alone.
+    Tokens(usize),
+}
+
+impl Size {
+    /// Cuts rows, in their order, into batches.
+    fn cut<'a>(self, rows: &'a [usize], lengths: &[usize]) -> Vec<&'a [usize]> {
+        match self {
+            Self::Rows(n) => rows.chunks(n).collect(),
+            Self::Tokens(most) => cut_by(rows, most, |i| lengths[*i]),
+        }
+    }
+
+    /// Rows that a pool is drawn from.
+    fn pool(self, lengths: &[usize]) -> usize {
+        match self {
+            Self::Rows(n) => n * POOL,
+            Self::Tokens(most) => {
+                let mean = (lengths.iter().sum::<usize>() / lengths.len().max(1)).max(1);
+                (most / mean).max(1) * POOL
+            }
+        }
+    }
+}
+
+/// Cuts a list, in its order, into pieces that weigh at most `most` together; what is heavier by itself stands alone.
+pub fn cut_by<T>(list: &[T], most: usize, weight: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let (mut out, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (i, item) in list.iter().enumerate() {
+        let w = weight(item);
+        if i > start && sum + w > most {
+            out.push(&list[start..i]);
+            (start, sum) = (i, 0);
+        }
+        sum += w;
+    }
+    if start < list.len() {
+        out.push(&list[start..]);
+    }
+    out
+}
+
+/// The micro-batches of an epoch: each row once.
 ///
 /// With `group_by_length`, rows of similar length share a batch; which rows meet, and in which order the batches come,
 /// still changes with the seed and the epoch.
-pub fn order(lengths: &[usize], batch: usize, seed: u64, epoch: u64, group_by_length: bool) -> Vec<Vec<usize>> {
-    assert!(batch > 0, "a batch needs at least one row");
+pub fn order(lengths: &[usize], size: Size, seed: u64, epoch: u64, group_by_length: bool) -> Vec<Vec<usize>> {
+    assert!(!matches!(size, Size::Rows(0) | Size::Tokens(0)), "a batch needs room for a row");
     let mut rows = rng::shuffled(lengths.len(), seed, rng::stream("order", epoch));
     if !group_by_length {
-        return rows.chunks(batch).map(<[usize]>::to_vec).collect();
+        return size.cut(&rows, lengths).into_iter().map(<[usize]>::to_vec).collect();
     }
-    for pool in rows.chunks_mut(batch * POOL) {
+    for pool in rows.chunks_mut(size.pool(lengths)) {
         pool.sort_by_key(|i| lengths[*i]); // stable: equal lengths stay shuffled
     }
-    let batches: Vec<&[usize]> = rows.chunks(batch).collect();
+    let batches = size.cut(&rows, lengths);
     let order = rng::shuffled(batches.len(), seed, rng::stream("order of batches", epoch));
     order.into_iter().map(|b| batches[b].to_vec()).collect()
+}
+
+/// Which rows each optimizer step of a run learns: a function of the step, walked from the first epoch on.
+pub struct Course {
+    lengths: Vec<usize>,
+    size: Size,
+    accumulate: usize,
+    seed: u64,
+    /// The epoch at hand, its first step, and its steps: each a list of micro-batches.
+    epoch: u64,
+    first: usize,
+    steps: Vec<Vec<Vec<usize>>>,
+}
+
+impl Course {
+    /// The course over rows of these lengths, `accumulate` micro-batches a step.
+    pub fn new(lengths: Vec<usize>, size: Size, accumulate: usize, seed: u64) -> Self {
+        let mut course = Self { lengths, size, accumulate, seed, epoch: 0, first: 0, steps: Vec::new() };
+        course.steps = course.of_epoch(0);
+        course
+    }
+
+    fn of_epoch(&self, epoch: u64) -> Vec<Vec<Vec<usize>>> {
+        let order = order(&self.lengths, self.size, self.seed, epoch, true);
+        order.chunks(self.accumulate).map(<[Vec<usize>]>::to_vec).collect()
+    }
+
+    /// Steps of the first epoch; by rows, every epoch has as many, by tokens about as many.
+    pub fn per_epoch(&self) -> usize {
+        if self.epoch == 0 { self.steps.len() } else { self.of_epoch(0).len() }
+    }
+
+    /// Steps that so many epochs have; of a last part of one, its share, rounded up.
+    pub fn steps_in(&self, epochs: f64) -> usize {
+        if let Size::Rows(_) = self.size {
+            return (epochs * self.per_epoch() as f64).ceil() as usize;
+        }
+        let whole = epochs.floor() as u64;
+        let done: usize = (0..whole).map(|e| self.of_epoch(e).len()).sum();
+        done + ((epochs - whole as f64) * self.of_epoch(whole).len() as f64).ceil() as usize
+    }
+
+    /// Tokens of a step, on average.
+    pub fn mean_tokens(&self) -> f64 {
+        self.lengths.iter().sum::<usize>() as f64 / self.per_epoch().max(1) as f64
+    }
+
+    /// The micro-batches of a step (from 0), and whether its epoch ends with it.
+    pub fn step(&mut self, step: usize) -> (&[Vec<usize>], bool) {
+        if step < self.first {
+            (self.epoch, self.first) = (0, 0);
+            self.steps = self.of_epoch(0);
+        }
+        while step >= self.first + self.steps.len() {
+            self.first += self.steps.len();
+            self.epoch += 1;
+            self.steps = self.of_epoch(self.epoch);
+        }
+        let at = step - self.first;
+        (&self.steps[at], at + 1 == self.steps.len())
+    }
 }
 
 #[cfg(test)]
@@ -135,7 +246,7 @@ mod tests {
     fn every_row_comes_once_an_epoch_in_full_batches_but_one() {
         for (n, batch) in [(1, 4), (7, 3), (1000, 8), (1003, 8), (16, 16)] {
             for grouped in [false, true] {
-                let batches = order(&lengths(n), batch, 1, 0, grouped);
+                let batches = order(&lengths(n), Size::Rows(batch), 1, 0, grouped);
                 assert_eq!(flat(&batches), (0..n).collect::<Vec<_>>());
                 assert_eq!(batches.len(), n.div_ceil(batch));
                 assert!(batches.iter().filter(|b| b.len() < batch).count() <= 1);
@@ -146,16 +257,49 @@ mod tests {
     #[test]
     fn the_order_is_a_function_of_seed_and_epoch() {
         let l = lengths(300);
-        assert_eq!(order(&l, 8, 5, 2, true), order(&l, 8, 5, 2, true));
-        assert_ne!(order(&l, 8, 5, 2, true), order(&l, 8, 5, 3, true));
-        assert_ne!(order(&l, 8, 5, 2, true), order(&l, 8, 6, 2, true));
+        assert_eq!(order(&l, Size::Rows(8), 5, 2, true), order(&l, Size::Rows(8), 5, 2, true));
+        assert_ne!(order(&l, Size::Rows(8), 5, 2, true), order(&l, Size::Rows(8), 5, 3, true));
+        assert_ne!(order(&l, Size::Rows(8), 5, 2, true), order(&l, Size::Rows(8), 6, 2, true));
+    }
+
+    #[test]
+    fn by_tokens_every_row_comes_once_and_no_batch_is_too_large_but_a_row_alone() {
+        let l = lengths(500);
+        for most in [1, 64, 150, 1000, 1 << 20] {
+            let batches = order(&l, Size::Tokens(most), 1, 3, true);
+            assert_eq!(flat(&batches), (0..500).collect::<Vec<_>>());
+            let tokens = |b: &Vec<usize>| b.iter().map(|i| l[*i]).sum::<usize>();
+            assert!(batches.iter().all(|b| b.len() == 1 || tokens(b) <= most), "{most}");
+        }
+        let filled = order(&l, Size::Tokens(1000), 1, 3, true);
+        assert!(filled.len() as f64 <= 1.15 * l.iter().sum::<usize>() as f64 / 1000.0, "{} batches", filled.len());
+    }
+
+    #[test]
+    fn a_course_is_the_epochs_laid_end_to_end_and_can_begin_anywhere() {
+        let l = lengths(130);
+        for size in [Size::Rows(8), Size::Tokens(700)] {
+            let mut course = Course::new(l.clone(), size, 3, 5);
+            let mut all = Vec::new();
+            for epoch in 0..3 {
+                all.extend(order(&l, size, 5, epoch, true).chunks(3).map(<[Vec<usize>]>::to_vec));
+            }
+            assert_eq!(course.steps_in(3.0), all.len());
+            let ends: Vec<bool> = (0..all.len()).map(|s| course.step(s).1).collect();
+            assert_eq!(ends.iter().filter(|e| **e).count(), 3);
+            assert!(ends[all.len() - 1]);
+            for step in [all.len() - 1, 0, 7, all.len() / 2] {
+                assert_eq!(course.step(step).0, all[step].as_slice());
+                assert_eq!(Course::new(l.clone(), size, 3, 5).step(step).0, all[step].as_slice());
+            }
+        }
     }
 
     #[test]
     fn grouping_leaves_little_padding() {
         let l = lengths(2000);
         let spread = |grouped| -> usize {
-            order(&l, 8, 0, 0, grouped)
+            order(&l, Size::Rows(8), 0, 0, grouped)
                 .iter()
                 .map(|b| b.iter().map(|i| l[*i]).max().unwrap() - b.iter().map(|i| l[*i]).min().unwrap())
                 .sum()

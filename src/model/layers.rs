@@ -8,6 +8,7 @@
 //! - [`adapter`]: what is trained beside it: [`lora`], [`dora`], [`ia3`]
 //! - [`embedding`]; [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`act`]: activations and gates
 //! - [`self_attention`], [`feed_forward`]: the two halves of a block
+//! - [`noise`]: what NEFTune adds to embeddings
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
 pub mod act;
@@ -22,6 +23,7 @@ pub mod ia3;
 pub mod linear;
 pub mod lora;
 pub mod nf4;
+pub mod noise;
 pub mod norm;
 pub mod projections;
 pub mod rope;
@@ -57,9 +59,21 @@ pub struct Pass {
     pub seed: u64,
     /// Counter of the micro-batch in the run: dropout draws its mask from (seed, site, step), never from a state.
     pub step: u64,
+    /// Tokens of the micro-batch that stand before these rows, where it is computed in parts: a part draws what the whole
+    /// would have drawn for it.
+    pub first: usize,
+    /// Rows that stand before them.
+    pub first_row: usize,
+    /// NEFTune's α; 0 adds no noise.
+    pub noise: f32,
 }
 
 impl Pass {
-    /// No dropout: evaluation, verification.
-    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0 };
+    /// No dropout, no noise: evaluation, verification.
+    pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0, first: 0, first_row: 0, noise: 0.0 };
+
+    /// The same for a layer that sees one vector a row, as a head behind a pooler does.
+    pub fn of_rows(self) -> Pass {
+        Pass { first: self.first_row, ..self }
+    }
 }

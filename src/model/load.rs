@@ -70,6 +70,21 @@ impl std::ops::Deref for Bytes {
 
 /// What the names of a trunk's tensors may begin with.
 const PREFIXES: [&str; 5] = ["model.", "transformer.", "bert.", "roberta.", "distilbert."];
+impl Bytes {
+    /// Gives the pages of a part back to the system once it has been copied out: a model would stand in memory twice while
+    /// it is read, as a file and as f32.
+    #[allow(unsafe_code)]
+    fn release(&self, from: usize, len: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is shared and read-only, so what is dropped is read from the file again when it is asked for.
+            // A system that refuses keeps the pages, which costs memory and nothing else.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (from, len);
+    }
+}
 
 impl Checkpoint {
     /// Reads a safetensors file that is part of this program.
@@ -132,6 +147,26 @@ impl Checkpoint {
             files.push((file, map));
         }
         Ok(Self { files, place, random: None, gguf: None, nf4: false })
+    }
+
+    /// Whether there is no file, and every tensor is noise.
+    pub fn is_random(&self) -> bool {
+        self.random.is_some()
+    }
+
+    /// What a weight of this name and shape takes in memory once it is read: its blocks where it stays in them, else f32.
+    pub fn resident_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let n: usize = shape.iter().product();
+        let blocks = self.gguf.as_ref().filter(|_| shape.len() == 2).and_then(|g| g.rows(name)).and_then(|rows| {
+            let (out, input) = rows.dims();
+            rows.ty().row_bytes(input).map(|bytes| bytes * out)
+        });
+        let bytes = match blocks {
+            Some(bytes) => bytes,
+            None if self.rounds(name, shape) => Nf4::bytes(n),
+            None => 4 * n,
+        };
+        bytes as u64
     }
 
     /// Names of all tensors, sorted.
@@ -201,7 +236,10 @@ impl Checkpoint {
                 crate::bad_input!("{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16", file.display())
             }
         };
-        Ok((tensor.shape().to_vec(), values))
+        let shape = tensor.shape().to_vec();
+        let (from, len) = (data.as_ptr() as usize - map.as_ptr() as usize, data.len());
+        map.release(from, len);
+        Ok((shape, values))
     }
 
     /// A tensor on `device`, whose shape must be `shape`.
@@ -212,6 +250,17 @@ impl Checkpoint {
         let (found, values) = self.read(name)?;
         if found != shape {
             self.other_shape(name, &found, shape)?;
+        }
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let (file, _) = &self.files[self.place[name]];
+            let columns = shape.last().copied().unwrap_or(1).max(1);
+            crate::bad_input!(
+                "{}: tensor `{name}` holds {} at row {}, column {}; the file is damaged or its training diverged: fetch it again",
+                file.display(),
+                values[at],
+                at / columns,
+                at % columns
+            );
         }
         Ok(Tensor::from_vec(values, shape, device)?)
     }

@@ -201,7 +201,7 @@ impl Network {
                 Ok((loss, Some(scatter(h, &at, &dx)?)))
             }
             Head::First { dense, act, out, .. } => {
-                let at = first(&batch.segments);
+                let (at, pass) = (first(&batch.segments), pass.of_rows());
                 let x = pick(h, &at)?;
                 let wide = dense.forward(&x, pass)?;
                 let y = act.forward(&wide)?;

@@ -9,7 +9,7 @@ use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::{Angles, Rope};
 use super::layers::weight::Weight;
-use super::layers::{Grads, Pass};
+use super::layers::{Grads, Pass, noise};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
 
@@ -110,7 +110,7 @@ enum Kept<S> {
 impl<B: Block> Trunk for Stack<B> {
     fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
         let at = self.context(batch, pass);
-        let mut x = self.embeddings.forward(batch)?;
+        let mut x = self.embeddings.forward(batch, pass)?;
         for block in &self.blocks {
             x = block.forward(&x, &at)?.0;
         }
@@ -119,7 +119,7 @@ impl<B: Block> Trunk for Stack<B> {
 
     fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Backward<'a>)> {
         let at = self.context(batch, pass);
-        let mut x = self.embeddings.forward(batch)?;
+        let mut x = self.embeddings.forward(batch, pass)?;
         let mut kept = Vec::with_capacity(self.blocks.len());
         let (below, learning) = self.blocks.split_at(self.lowest);
         for block in below {
@@ -178,22 +178,23 @@ impl<B: Block> Stack<B> {
                 None => return Ok(()),
             }
         }
-        self.embeddings.backward(at.batch, &dx, grads)
+        self.embeddings.backward(at.batch, at.pass, &dx, grads)
     }
 }
 
 impl Embeddings {
     /// (N, C).
-    fn forward(&self, batch: &Packed) -> Result<Tensor> {
-        let x = self.sum(batch)?;
+    fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
+        let x = self.sum(batch, pass)?;
         self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
 
-    fn sum(&self, batch: &Packed) -> Result<Tensor> {
+    fn sum(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
         let mut x = self.words.forward(&batch.ids)?;
         if self.scale != 1.0 {
             x = (x * self.scale)?;
         }
+        x = noise::neftune(x, &batch.segments, pass)?;
         if let Some(types) = &self.types {
             x = (x + types.forward(&batch.types)?)?;
         }
@@ -209,12 +210,12 @@ impl Embeddings {
         tables.into_iter().flatten().any(|t| t.trained) || self.norm.as_ref().is_some_and(|n| n.trained)
     }
 
-    fn backward(&self, batch: &Packed, dy: &Tensor, grads: &mut Grads) -> Result<()> {
+    fn backward(&self, batch: &Packed, pass: Pass, dy: &Tensor, grads: &mut Grads) -> Result<()> {
         if !self.learn() {
             return Ok(());
         }
         let dx = match &self.norm {
-            Some(norm) => norm.backward(&self.sum(batch)?, dy, grads)?,
+            Some(norm) => norm.backward(&self.sum(batch, pass)?, dy, grads)?,
             None => dy.clone(),
         };
         let scaled = if self.scale != 1.0 { (&dx * self.scale)? } else { dx.clone() };

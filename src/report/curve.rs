@@ -1,4 +1,4 @@
-//! Losses over steps, as SVG: once for a screen, once for a phone, so that the words keep their size on both.
+//! Numbers over steps, as SVG. Losses are drawn twice: once for a screen, once for a phone, so that the words keep their size on both.
 
 use super::escape;
 use std::fmt::Write;
@@ -8,7 +8,6 @@ const MOST: usize = 600;
 
 /// The figure, or nothing when there is no finite loss.
 pub(super) fn figure(loss: &[(usize, f64)], val: &[(usize, f64)]) -> Option<String> {
-    let finite = |points: &[(usize, f64)]| points.iter().copied().filter(|(_, y)| y.is_finite()).collect::<Vec<_>>();
     let (loss, val) = (finite(loss), finite(val));
     if loss.is_empty() && val.is_empty() {
         return None;
@@ -21,12 +20,29 @@ pub(super) fn figure(loss: &[(usize, f64)], val: &[(usize, f64)]) -> Option<Stri
         out.push_str("<span><i style=\"background:rgb(var(--bad))\"></i>held out</span>");
     }
     out.push_str("</div>");
-    draw(&mut out, "wide", 860.0, 320.0, &loss, &val);
-    draw(&mut out, "narrow", 360.0, 260.0, &loss, &val);
+    draw(&mut out, ("wide", "loss over steps"), (860.0, 320.0), &loss, &val);
+    draw(&mut out, ("narrow", "loss over steps"), (360.0, 260.0), &loss, &val);
     Some(out)
 }
 
-fn draw(out: &mut String, class: &str, width: f64, height: f64, loss: &[(usize, f64)], val: &[(usize, f64)]) {
+/// A small figure of one number, or nothing when there is no finite value.
+pub(super) fn small(title: &str, points: &[(usize, f64)]) -> Option<String> {
+    let points = finite(points);
+    let mut out = String::new();
+    let label = escape(&format!("{title} over steps"));
+    if !points.is_empty() {
+        draw(&mut out, ("small", &label), (420.0, 220.0), &points, &[]);
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+fn finite(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
+    points.iter().copied().filter(|(_, y)| y.is_finite()).collect()
+}
+
+/// `what` is the class of the figure and its label, for those who cannot see it.
+fn draw(out: &mut String, what: (&str, &str), size: (f64, f64), loss: &[(usize, f64)], val: &[(usize, f64)]) {
+    let ((class, label), (width, height)) = (what, size);
     let all = || loss.iter().chain(val);
     let last = all().map(|p| p.0).max().unwrap_or(0) as f64;
     let first = (all().map(|p| p.0).min().unwrap_or(0) as f64).min(last - 1.0);
@@ -40,10 +56,7 @@ fn draw(out: &mut String, class: &str, width: f64, height: f64, loss: &[(usize, 
     let x = |step: f64| left + (step - first) / (last - first) * (right - left);
     let y = |value: f64| bottom - (value - low) / (high - low) * (bottom - top);
 
-    let _ = write!(
-        out,
-        "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"loss over steps\">"
-    );
+    let _ = write!(out, "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{label}\">");
     for tick in &y_ticks {
         let at = y(*tick);
         let _ = write!(
@@ -195,6 +208,9 @@ mod tests {
         ] {
             let svg = figure(&loss, &val).unwrap();
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            if let Some(svg) = small("a number", &loss) {
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            }
         }
         assert_eq!(figure(&[(1, f64::NAN)], &[]), None);
     }

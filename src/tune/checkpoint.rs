@@ -30,6 +30,9 @@ pub struct State {
     pub tokens: usize,
     /// Seconds spent in earlier processes.
     pub seconds: f64,
+    /// The last step, once a budget has decided it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<usize>,
 }
 
 /// Writes `checkpoints/step-N` and removes older ones but the best.
@@ -42,7 +45,9 @@ pub fn save(run: &Path, network: &mut Network, optimizer: &AdamW, state: &State)
     }
     std::fs::create_dir(&temporary)?;
     write_tensors(&temporary.join("weights.safetensors"), &weights(network))?;
-    write_tensors(&temporary.join("optimizer.safetensors"), &moments(optimizer, network)?)?;
+    let moments = optimizer.moments.iter().flat_map(|(name, m)| [(name, "m", &m.m), (name, "v", &m.v)]);
+    let moments = moments.map(|(name, which, values)| (format!("{name}.{which}"), Floats::Slice(values)));
+    write_floats(&temporary.join("optimizer.safetensors"), moments)?;
     write_synced(&temporary.join("state.json"), serde_json::to_string_pretty(state)?.as_bytes())?;
     let place = folder.join(format!("step-{}", state.step));
     if place.exists() {
@@ -127,41 +132,76 @@ fn weights(network: &mut Network) -> BTreeMap<String, Tensor> {
     out
 }
 
-fn moments(optimizer: &AdamW, network: &Network) -> anyhow::Result<BTreeMap<String, Tensor>> {
-    let mut out = BTreeMap::new();
-    for (name, moments) in &optimizer.moments {
-        for (suffix, values) in [("m", &moments.m), ("v", &moments.v)] {
-            out.insert(format!("{name}.{suffix}"), Tensor::from_slice(values, values.len(), network.device())?);
-        }
-    }
-    Ok(out)
-}
-
 /// Writes named f32 tensors as safetensors with PEFT's metadata, atomically.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
-    let mut bytes: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let tensor = tensor.contiguous()?;
-        let raw = Host::new(&tensor)?.slice().iter().flat_map(|v| v.to_le_bytes()).collect();
-        bytes.push((name.clone(), tensor.dims().to_vec(), raw));
+    write_floats(path, tensors.iter().map(|(name, t)| (name.clone(), Floats::Tensor(t))))
+}
+
+/// f32 values on their way to a file.
+enum Floats<'a> {
+    Tensor(&'a Tensor),
+    Slice(&'a [f32]),
+}
+
+/// The shape of a tensor whose bytes follow later: makes the library write the header alone.
+struct Promise(Vec<usize>);
+
+impl safetensors::View for Promise {
+    fn dtype(&self) -> safetensors::Dtype {
+        safetensors::Dtype::F32
     }
-    let views = bytes
-        .iter()
-        .map(|(name, shape, raw)| {
-            Ok((name.as_str(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), raw)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+
+    fn shape(&self) -> &[usize] {
+        &self.0
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        (&[]).into()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.0.iter().product::<usize>()
+    }
+}
+
+/// One tensor's bytes at a time are in memory beside the tensors themselves: a file of every weight, held whole, would be
+/// the peak of a run.
+fn write_floats<'a>(path: &Path, named: impl Iterator<Item = (String, Floats<'a>)>) -> anyhow::Result<()> {
+    use anyhow::Context;
+    use std::io::Write;
+    let mut named: Vec<(String, Floats)> = named.collect();
+    named.sort_by(|a, b| a.0.cmp(&b.0)); // the header's order, where all are of one type
+    let shape = |f: &Floats| match f {
+        Floats::Tensor(t) => t.dims().to_vec(),
+        Floats::Slice(values) => vec![values.len()],
+    };
     let meta = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-    write_synced(path, &safetensors::serialize(views, Some(meta))?)
+    let header = safetensors::serialize(named.iter().map(|(n, f)| (n.as_str(), Promise(shape(f)))), Some(meta))?;
+    let mut file = beside(path)?;
+    let mut write = |bytes: &[u8]| file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()));
+    write(&header)?;
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    for (_, floats) in &named {
+        match floats {
+            Floats::Tensor(t) => write(&bytes(Host::new(&t.contiguous()?)?.slice()))?,
+            Floats::Slice(values) => values.chunks(1 << 20).try_for_each(|part| write(&bytes(part)))?,
+        }
+    }
+    file.as_file().sync_all().with_context(|| format!("cannot write {}", path.display()))?;
+    finish(file, path)
+}
+
+fn beside(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
+    use anyhow::Context;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write in {}", folder.display()))
 }
 
 /// Writes beside the final name, flushes, renames.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use anyhow::Context;
     use std::io::Write;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write in {}", folder.display()))?;
+    let mut file = beside(path)?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .with_context(|| format!("cannot write {}", path.display()))?;

@@ -5,6 +5,7 @@ mod method;
 pub use method::Init;
 
 use super::schedule::Schedule;
+use crate::data::batch::Size;
 use crate::error::BadInput;
 use crate::model::config::Config;
 use crate::model::peft::targets::Layers;
@@ -30,6 +31,56 @@ pub enum Method {
     Qlora,
     /// Every weight.
     Full,
+}
+
+/// Bytes, as a person writes them: `2GiB`, `800M`, or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mem(pub u64);
+
+/// Seconds, as a person writes them: `90s`, `20m`, `1h30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Time(pub f64);
+
+impl std::str::FromStr for Mem {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        super::memory::parse_bytes(text).map(Self)
+    }
+}
+
+impl std::str::FromStr for Time {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        super::budget::parse_duration(text).map(Self)
+    }
+}
+
+impl TryFrom<String> for Mem {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Mem> for String {
+    fn from(mem: Mem) -> Self {
+        mem.0.to_string()
+    }
+}
+
+impl From<Time> for String {
+    fn from(time: Time) -> Self {
+        format!("{}s", time.0)
+    }
 }
 
 macro_rules! settings {
@@ -77,6 +128,9 @@ settings! {
     /// Share of adapter inputs dropped while training [default: 0]
     #[arg(long, value_name = "P")]
     dropout: f32,
+    /// Noise on the embeddings while training, NEFTune's ALPHA; 5 is usual [default: 0, off]
+    #[arg(long, value_name = "ALPHA")]
+    neftune: f32,
     /// Modules that get an adapter, by comma [default: every projection; ia3: keys, values, last of the feed-forward]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     targets: Vec<String>,
@@ -101,6 +155,12 @@ settings! {
     /// Rows in one micro-batch [default: 16]
     #[arg(long)]
     batch: usize,
+    /// Instead of rows: as many rows as have at most N tokens together
+    #[arg(long, value_name = "N", conflicts_with = "batch")]
+    batch_tokens: usize,
+    /// Compute rows one at a time instead of end to end: the same result, slower
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    no_pack: bool,
     /// Micro-batches in one optimizer step [default: 1]
     #[arg(long)]
     accumulate: usize,
@@ -143,7 +203,14 @@ settings! {
     /// Checkpoint every N steps [default: once an epoch]
     #[arg(long, value_name = "N")]
     save_every: usize,
-    /// Seed of order, initial weights and dropout [default: 0]
+    /// Memory that the run may take, such as 2GiB: activations are computed again and batches in parts until it fits, or
+    /// the run is refused [default: no bound]
+    #[arg(long, value_name = "SIZE")]
+    mem: Mem,
+    /// Time that the run may take, such as 20m: the learning rate falls to its end within it [default: no bound]
+    #[arg(long, value_name = "TIME")]
+    budget: Time,
+    /// Seed of order, initial weights, dropout and noise [default: 0]
     #[arg(long)]
     seed: u64,
 }
@@ -168,6 +235,7 @@ pub struct TuneConfig {
     pub rank: usize,
     pub alpha: f64,
     pub dropout: f32,
+    pub neftune: f32,
     pub targets: Vec<String>,
     pub layers: Option<Layers>,
     pub init: Init,
@@ -176,6 +244,9 @@ pub struct TuneConfig {
     pub epochs: Option<f64>,
     pub steps: Option<usize>,
     pub batch: usize,
+    /// Tokens of a micro-batch, instead of rows.
+    pub batch_tokens: Option<usize>,
+    pub no_pack: bool,
     pub accumulate: usize,
     pub max_len: usize,
     pub truncate: Truncate,
@@ -190,6 +261,10 @@ pub struct TuneConfig {
     pub eval_every: Option<usize>,
     pub patience: Option<usize>,
     pub save_every: Option<usize>,
+    /// Bytes.
+    pub mem: Option<u64>,
+    /// Seconds.
+    pub budget: Option<f64>,
     pub seed: u64,
 }
 
@@ -207,6 +282,7 @@ impl TuneConfig {
             rank,
             alpha: s.alpha.unwrap_or(2.0 * rank as f64),
             dropout: s.dropout.unwrap_or(0.0),
+            neftune: s.neftune.unwrap_or(0.0),
             targets: s.targets.unwrap_or_else(|| match method {
                 Method::Ia3 => method::ia3_targets(model.family.model_type()),
                 _ => model.family.projections().iter().map(|n| (*n).to_owned()).collect(),
@@ -218,6 +294,8 @@ impl TuneConfig {
             epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
             steps: s.steps,
             batch: s.batch.unwrap_or(16),
+            batch_tokens: s.batch_tokens,
+            no_pack: s.no_pack.unwrap_or(false),
             accumulate: s.accumulate.unwrap_or(1),
             max_len: s.max_len.unwrap_or(256).min(model.max_position_embeddings),
             truncate: s.truncate.unwrap_or(Truncate::Error),
@@ -239,6 +317,8 @@ impl TuneConfig {
             eval_every: s.eval_every,
             patience: s.patience,
             save_every: s.save_every,
+            mem: s.mem.map(|m| m.0),
+            budget: s.budget.map(|b| b.0),
             seed: s.seed.unwrap_or(0),
         };
         if let Some(given) = settings.max_len
@@ -261,7 +341,9 @@ impl TuneConfig {
             ("rank", self.rank as f64, self.rank > 0),
             ("alpha", self.alpha, self.alpha.is_finite()),
             ("dropout", f64::from(self.dropout), (0.0..1.0).contains(&self.dropout)),
+            ("neftune", f64::from(self.neftune), self.neftune >= 0.0 && self.neftune.is_finite()),
             ("batch", self.batch as f64, self.batch > 0),
+            ("batch-tokens", self.batch_tokens.unwrap_or(1) as f64, self.batch_tokens != Some(0)),
             ("accumulate", self.accumulate as f64, self.accumulate > 0),
             ("max-len", self.max_len as f64, self.max_len > 1),
             ("epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(|e| e > 0.0 && e.is_finite())),
@@ -284,6 +366,16 @@ impl TuneConfig {
         Ok(())
     }
 
+    /// Whether something is trained beside the weights of the base.
+    pub fn adapts(&self) -> bool {
+        self.method != Method::Full
+    }
+
+    /// How large a micro-batch is.
+    pub fn size(&self) -> Size {
+        self.batch_tokens.map_or(Size::Rows(self.batch), Size::Tokens)
+    }
+
     /// As [`Settings`] again, every value given: what `tune.toml` of a RUN holds.
     pub fn to_settings(&self) -> Settings {
         let c = self.clone();
@@ -295,6 +387,7 @@ impl TuneConfig {
             rank: ranked.then_some(c.rank),
             alpha: ranked.then_some(c.alpha),
             dropout: ranked.then_some(c.dropout),
+            neftune: Some(c.neftune),
             targets: Some(c.targets),
             layers: c.layers,
             init: c.method.has_pairs().then_some(c.init),
@@ -302,7 +395,9 @@ impl TuneConfig {
             modules_to_save: Some(c.modules_to_save).filter(|names| !names.is_empty()),
             epochs: c.epochs,
             steps: c.steps,
-            batch: Some(c.batch),
+            batch: c.batch_tokens.is_none().then_some(c.batch),
+            batch_tokens: c.batch_tokens,
+            no_pack: Some(c.no_pack),
             accumulate: Some(c.accumulate),
             max_len: Some(c.max_len),
             truncate: Some(c.truncate),
@@ -317,6 +412,8 @@ impl TuneConfig {
             eval_every: c.eval_every,
             patience: c.patience,
             save_every: c.save_every,
+            mem: c.mem.map(Mem),
+            budget: c.budget.map(Time),
             seed: Some(c.seed),
         }
     }

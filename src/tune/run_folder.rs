@@ -3,6 +3,7 @@
 
 use super::checkpoint::write_synced;
 use super::config::Settings;
+use super::events::Events;
 use crate::error::BadInput;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -93,6 +94,7 @@ pub struct RunFolder {
     /// The folder.
     pub path: PathBuf,
     metrics: std::fs::File,
+    events: Events,
 }
 
 impl RunFolder {
@@ -117,7 +119,7 @@ impl RunFolder {
         std::fs::create_dir_all(path).map_err(|e| BadInput(format!("cannot create {}: {e}", path.display())))?;
         write_synced(&path.join("tune.toml"), toml::to_string(file)?.as_bytes())?;
         let metrics = std::fs::File::create(path.join("metrics.jsonl"))?;
-        Ok(Self { path: path.to_owned(), metrics })
+        Ok(Self { path: path.to_owned(), metrics, events: Events::create(path, "")? })
     }
 
     /// Opens a RUN to go on after `step`: later lines of `metrics.jsonl` are dropped, they will be written again.
@@ -134,13 +136,13 @@ impl RunFolder {
             .collect();
         write_synced(&file, kept.as_bytes())?;
         let metrics = std::fs::OpenOptions::new().append(true).open(&file)?;
-        Ok(Self { path: path.to_owned(), metrics })
+        Ok(Self { path: path.to_owned(), metrics, events: Events::create(path, &kept)? })
     }
 
-    /// Appends one line to `metrics.jsonl`.
+    /// Appends one line to `metrics.jsonl`, and to the events.
     pub fn metric(&mut self, line: &serde_json::Value) -> anyhow::Result<()> {
         writeln!(self.metrics, "{line}")?;
-        Ok(())
+        self.events.line(line)
     }
 
     /// Writes one file whole.

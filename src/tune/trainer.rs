@@ -1,11 +1,13 @@
 //! The loop, top to bottom: batch, loss, backward, clip, step, report.
 
+use super::budget::Budget;
 use super::checkpoint::{self, State};
 use super::config::TuneConfig;
 use super::guard;
+use super::memory::Activations;
 use super::optimizer::{self, AdamW};
 use super::run_folder::RunFolder;
-use crate::data::batch::{self, Row};
+use crate::data::batch::{Course, Row, Size, cut_by};
 use crate::model::layers::head::LossSum;
 use crate::model::layers::{Grads, Pass};
 use crate::model::network::{Network, count_targets};
@@ -48,7 +50,7 @@ pub struct Outcome {
     pub val: Option<f64>,
     pub tokens_per_s: f64,
     pub seconds: f64,
-    /// `steps`, `patience` or `interrupted`.
+    /// `steps`, `patience`, `budget` or `interrupted`.
     pub stopped_by: &'static str,
     /// (step, loss) of every step.
     pub curve: Vec<(usize, f64)>,
@@ -66,22 +68,21 @@ pub struct Trainer<'a> {
     pub train: &'a [Row],
     /// Rows held out.
     pub val: &'a [Row],
+    /// What a micro-batch may hold in memory.
+    pub activations: Activations,
+    /// When the command began: what `--budget` counts from.
+    pub since: Instant,
     /// Where the run is written.
     pub folder: &'a mut RunFolder,
 }
-
-/// Activations above this many bytes a micro-batch are computed again instead of kept.
-const KEEP_BYTES: usize = 1 << 30;
 
 impl Trainer<'_> {
     /// Runs to the end, or until `watch` stops it. `from` is a checkpoint to go on from.
     pub fn run(&mut self, from: Option<&std::path::Path>, watch: &mut dyn Watch) -> anyhow::Result<Outcome> {
         let c = self.config;
-        let lengths: Vec<usize> = self.train.iter().map(|r| r.ids.len()).collect();
-        let per_epoch = self.train.len().div_ceil(c.batch).div_ceil(c.accumulate).max(1);
-        let steps = c.steps.unwrap_or_else(|| (c.epochs.unwrap_or(1.0) * per_epoch as f64).ceil() as usize);
-        let warmup = if c.warmup < 1.0 { (c.warmup * steps as f64) as usize } else { c.warmup as usize };
-        let (eval_every, save_every) = (c.eval_every.unwrap_or(per_epoch), c.save_every.unwrap_or(per_epoch));
+        let mut course = Course::new(self.train.iter().map(|r| r.ids.len()).collect(), c.size(), c.accumulate, c.seed);
+        let per_epoch = course.per_epoch();
+        let asked = c.steps.unwrap_or_else(|| course.steps_in(c.epochs.unwrap_or(1.0)));
         let mut optimizer = AdamW {
             beta1: c.beta1 as f32,
             beta2: c.beta2 as f32,
@@ -100,18 +101,15 @@ impl Trainer<'_> {
         let start = Instant::now();
         let (mut stopped_by, mut saved_at) = ("steps", usize::MAX);
         let (first_token, first_step) = (state.tokens, state.step);
-        let mut epoch = usize::MAX;
-        let mut order: Vec<Vec<usize>> = Vec::new();
+        let val_tokens: usize = self.val.iter().map(|r| r.ids.len()).sum();
+        let mut budget = c.budget.map(|seconds| Budget::new(seconds, state.seconds, self.since, val_tokens));
+        // A budget shortens the run once its first steps have shown what one takes; a run that goes on begins with that.
+        let mut steps = state.planned.unwrap_or(asked);
 
         while state.step < steps {
-            let now = state.step / per_epoch;
-            if now != epoch {
-                epoch = now;
-                order = batch::order(&lengths, c.batch, c.seed, epoch as u64, true);
-            }
-            let at = (state.step % per_epoch) * c.accumulate;
-            let micro: Vec<Vec<&Row>> =
-                order[at..order.len().min(at + c.accumulate)].iter().map(|b| self.rows(b)).collect();
+            let warmup = if c.warmup < 1.0 { (c.warmup * steps as f64) as usize } else { c.warmup as usize };
+            let (batches, epoch_ends) = course.step(state.step);
+            let micro: Vec<Vec<&Row>> = batches.iter().map(|b| rows(self.train, b)).collect();
             let targets: usize = micro.iter().map(|b| count_targets(b)).sum();
             let tokens: usize = micro.iter().flatten().map(|r| r.ids.len()).sum();
             let attends = micro.iter().any(|b| guard::attends(b));
@@ -122,9 +120,12 @@ impl Trainer<'_> {
             let mut grads = Grads::default();
             let mut loss = LossSum::default();
             for rows in &micro {
-                let pass = Pass { train: true, seed: c.seed, step: state.micro };
-                loss +=
-                    self.network.loss_and_grad(rows, 1.0 / targets as f32, pass, self.recompute(rows), &mut grads)?;
+                let mut pass = Pass { train: true, seed: c.seed, step: state.micro, noise: c.neftune, ..Pass::EVAL };
+                for (part, recompute) in self.activations.parts(rows) {
+                    loss += self.network.loss_and_grad(part, 1.0 / targets as f32, pass, recompute, &mut grads)?;
+                    pass.first += part.iter().map(|r| r.ids.len()).sum::<usize>();
+                    pass.first_row += part.len();
+                }
                 state.micro += 1;
             }
             let mean = loss.nll / targets as f64;
@@ -144,6 +145,7 @@ impl Trainer<'_> {
             let factor = if c.clip > 0.0 && norm > c.clip { c.clip / norm } else { 1.0 };
             let lr = c.lr * c.schedule.factor(state.step, warmup, steps);
             optimizer.step(self.network, &grads, lr as f32, factor as f32)?;
+            drop(grads);
 
             state.step += 1;
             state.loss = mean;
@@ -155,9 +157,28 @@ impl Trainer<'_> {
                 "learned_tokens": targets, "seconds": state.seconds + elapsed}),
             )?;
             let tokens_per_s = (state.tokens - first_token) as f64 / elapsed.max(1e-9);
+
+            let mut enough = false;
+            if let Some(budget) = &mut budget {
+                let evals_left = |last: usize| match c.eval_every {
+                    Some(n) => last / n - state.step / n + 1,
+                    None => last / per_epoch - state.step / per_epoch + 1,
+                };
+                let mean_tokens = course.mean_tokens();
+                budget.took(state.tokens - first_token, elapsed);
+                let planned = state.planned.map(|last| last.max(state.step));
+                if let Some(last) = budget.decide((state.step, asked), planned, mean_tokens, &evals_left) {
+                    state.planned = Some(last);
+                    steps = last;
+                    self.save(&optimizer, &state, elapsed)?;
+                    saved_at = state.step;
+                }
+                enough = state.step < steps && budget.is_spent(mean_tokens);
+            }
             watch.step(StepReport { step: state.step, steps, loss: mean, lr, tokens_per_s });
 
-            if !self.val.is_empty() && (state.step % eval_every == 0 || state.step == steps) {
+            let due = c.eval_every.map_or(epoch_ends, |n| state.step.is_multiple_of(n));
+            if !self.val.is_empty() && (due || enough || state.step == steps) {
                 let (val, accuracy) = self.evaluate()?;
                 val_curve.push((state.step, val));
                 self.folder.metric(&json!({"step": state.step, "val_loss": val, "val_accuracy": accuracy}))?;
@@ -176,7 +197,8 @@ impl Trainer<'_> {
                 }
             }
             let interrupted = watch.stop();
-            if (interrupted || state.step % save_every == 0) && saved_at != state.step && state.step < steps {
+            let due = c.save_every.map_or(epoch_ends, |n| state.step.is_multiple_of(n));
+            if (interrupted || enough || due) && saved_at != state.step && state.step < steps {
                 self.save(&optimizer, &state, elapsed)?;
                 saved_at = state.step;
             }
@@ -184,6 +206,12 @@ impl Trainer<'_> {
                 stopped_by = "interrupted";
                 break;
             }
+            if enough {
+                break;
+            }
+        }
+        if stopped_by == "steps" && state.step < asked {
+            stopped_by = "budget";
         }
         // Early stopping keeps the best weights, not the last.
         if let (Some(_), Some((_, best))) = (c.patience, state.best)
@@ -210,33 +238,26 @@ impl Trainer<'_> {
         checkpoint::save(&self.folder.path, self.network, optimizer, &state)
     }
 
-    /// Rows of a batch, the equal lengths together: they share their attention GEMMs.
-    fn rows(&self, batch: &[usize]) -> Vec<&Row> {
-        by_length(batch.iter().map(|i| &self.train[*i]).collect())
-    }
-
-    fn recompute(&self, rows: &[&Row]) -> bool {
-        let m = &self.network.config;
-        let tokens: usize = rows.iter().map(|r| r.ids.len()).sum();
-        let floats = 5 * m.hidden_size + 2 * m.q_dim() + 2 * m.kv_dim() + 3 * m.intermediate_size;
-        tokens * floats * 4 * m.num_hidden_layers > KEEP_BYTES
-    }
-
     /// Mean validation loss and share of targets right.
     fn evaluate(&self) -> anyhow::Result<(f64, f64)> {
-        let sum = total_loss(self.network, self.val, self.config.batch)?;
+        let mut sum = LossSum::default();
+        let all = by_length(self.val.iter().collect());
+        let batches = match self.config.size() {
+            Size::Rows(n) => all.chunks(n).collect(),
+            Size::Tokens(most) => cut_by(&all, most, |r| r.ids.len()),
+        };
+        for rows in batches {
+            for part in self.activations.read_parts(rows) {
+                sum += self.network.loss(part)?;
+            }
+        }
         Ok((sum.nll / sum.count.max(1) as f64, sum.right as f64 / sum.count.max(1) as f64))
     }
 }
 
-/// Loss sums over rows, `batch` at a time.
-pub fn total_loss(network: &Network, rows: &[Row], batch: usize) -> anyhow::Result<LossSum> {
-    let mut sum = LossSum::default();
-    let all = by_length(rows.iter().collect());
-    for rows in all.chunks(batch) {
-        sum += network.loss(rows)?;
-    }
-    Ok(sum)
+/// Rows of a batch, the equal lengths together: they share their attention GEMMs.
+fn rows<'a>(train: &'a [Row], batch: &[usize]) -> Vec<&'a Row> {
+    by_length(batch.iter().map(|i| &train[*i]).collect())
 }
 
 fn by_length(mut rows: Vec<&Row>) -> Vec<&Row> {

@@ -57,6 +57,75 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     goes_on(&folder, "run");
 }
 
+/// Killed again and again, wherever it happens to be: while it reads, between two steps, in the middle of a save.
+#[test]
+fn a_run_killed_at_any_moments_goes_on_to_the_same_bytes() {
+    let folder = folder();
+    let flags = "--model base --data d.jsonl --rank 4 --steps 160 --batch 3 --accumulate 2 --dropout 0.1 --neftune 5 \
+                 --save-every 3 --eval-every 20 --lr 1e-3";
+    let mut kills = 0;
+    for draw in 0..12 {
+        let again = if folder.at("run/tune.toml").exists() { "--resume" } else { "--force" };
+        let mut command = folder.command(&format!("tune {flags} --out run {again}"));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+        let ms = 20 + edgeft::rng::bits(7, 0, draw) % 400;
+        std::thread::sleep(Duration::from_millis(ms));
+        if child.try_wait().expect("a child").is_some() {
+            break;
+        }
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        kills += 1;
+    }
+    assert!(kills >= 3, "the run was over after {kills} kills");
+    if !folder.at("run/adapter_model.safetensors").exists() {
+        folder.edgeft(&format!("tune {flags} --out run --resume")).ok();
+    }
+    folder.edgeft(&format!("tune {flags} --out whole")).ok();
+    for name in ["adapter_model.safetensors", "adapter_config.json", "tune.toml"] {
+        assert!(folder.read(&format!("run/{name}")) == folder.read(&format!("whole/{name}")), "{name} differs");
+    }
+    assert_eq!(losses(&folder, "run"), losses(&folder, "whole"));
+}
+
+#[test]
+fn a_budget_ends_in_time_with_the_rate_at_its_end_and_the_steps_it_decided_are_kept() {
+    let folder = folder();
+    let line =
+        "tune --model base --data d.jsonl --rank 4 --epochs 100000 --batch 4 --dropout 0.1 --lr 1e-3 --eval-every 200";
+    let since = Instant::now();
+    let json = folder.edgeft(&format!("{line} --budget 6s --out run --json")).ok().json();
+    assert!(since.elapsed() < Duration::from_millis(6800), "{:?}", since.elapsed());
+    assert_eq!(json["stopped_by"], "budget");
+    assert!(json["val"].is_f64() && json["steps"].as_u64().expect("steps") > 20, "{json}");
+    assert!(folder.at("run/adapter_model.safetensors").exists());
+    let metrics = String::from_utf8(folder.read("run/metrics.jsonl")).expect("UTF-8");
+    let rates: Vec<f64> =
+        metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).expect("JSON")["lr"].as_f64()).collect();
+    let (peak, last) = (rates.iter().copied().fold(0.0, f64::max), rates[rates.len() - 1]);
+    assert!(last < 0.35 * peak, "the rate ended at {last} of {peak}");
+    // Once decided, the number of steps is the run's: it goes on to it after an interruption.
+    let mut child =
+        folder.command(&format!("{line} --budget 8s --out other --json")).stdout(Stdio::null()).spawn().unwrap();
+    let planned = |folder: &Folder| -> Option<u64> {
+        let inside = folder.at("other/checkpoints");
+        let newest = std::fs::read_dir(inside).ok()?.filter_map(|e| {
+            let text = std::fs::read_to_string(e.ok()?.path().join("state.json")).ok()?;
+            serde_json::from_str::<Value>(&text).ok()?["planned"].as_u64()
+        });
+        newest.max()
+    };
+    while planned(&folder).is_none() {
+        assert!(child.try_wait().expect("a child").is_none(), "over before it was decided");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let decided = planned(&folder).expect("planned");
+    let json = folder.edgeft(&format!("{line} --budget 8s --out other --resume --json")).ok().json();
+    assert!(json["steps"].as_u64().expect("steps") <= decided && json["stopped_by"] == "budget", "{json} of {decided}");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_ends_with_130_keeps_its_steps_and_goes_on_to_the_same_bytes() {

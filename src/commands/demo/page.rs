@@ -138,6 +138,7 @@ impl Findings {
             bars: Vec::new(),
             loss: o.curve.clone(),
             val: o.val_curve.clone(),
+            curves: Vec::new(),
             confusion_before: self.before.classes.as_ref().map(|c| c.confusion.clone()),
             confusion_after: self.after.classes.as_ref().map(|c| c.confusion.clone()),
             tables: vec![

@@ -90,7 +90,7 @@ impl Lora {
         out.par_chunks_mut(rows * width).zip(host.slice().par_chunks(rows * width)).enumerate().for_each(
             |(task, (out, x))| {
                 for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
-                    let index = (task * rows * width + i) as u64;
+                    let index = ((pass.first + task * rows) * width + i) as u64;
                     *out = if rng::uniform(pass.seed, stream, index) < p { 0.0 } else { x * keep };
                 }
             },

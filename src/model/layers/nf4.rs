@@ -70,6 +70,11 @@ pub struct Nf4 {
 }
 
 impl Nf4 {
+    /// Bytes that `n` values take: half a byte each, a byte a block of 64, and an f32 for 256 of those.
+    pub fn bytes(n: usize) -> usize {
+        n.div_ceil(2) + n.div_ceil(64) + 4 * n.div_ceil(64 * 256)
+    }
+
     /// Rounds a (rows, columns) matrix, row-major.
     ///
     /// # Panics

@@ -1,0 +1,202 @@
+//! What the forward keeps and the backward makes on the way, and how a micro-batch is cut so that it fits.
+//!
+//! A block keeps its tensors for the backward, or only its input when it is computed again (Chen et al., arXiv:1604.06174).
+//! A micro-batch that is still too large is computed in parts whose gradients are summed: the same gradient, and the same
+//! dropout and noise, since both are drawn by the token's place in the micro-batch.
+
+use crate::data::batch::Row;
+use crate::model::config::Config;
+use crate::model::layers::head::CHUNK;
+
+/// Without a bound: activations above this many bytes are computed again instead of kept.
+const KEEP_BYTES: u64 = 1 << 30;
+/// Parts of fewer tokens than this cost more time than computing activations again.
+const LEAST_PART: usize = 512;
+
+/// The shapes that decide what a micro-batch takes.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    /// Bytes that a part may take; without a bound, micro-batches stay whole.
+    pub room: Option<u64>,
+    /// Each row by itself.
+    pub no_pack: bool,
+    layers: u64,
+    hidden: u64,
+    q: u64,
+    kv: u64,
+    wide: u64,
+    heads: u64,
+    /// Columns of the logits; 0 where the head is small.
+    vocab: u64,
+    decoder: bool,
+}
+
+/// What a part takes, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Kept from the forward for the backward.
+    pub kept: u64,
+    /// The block at work, with its attention.
+    pub block: u64,
+    /// The head at work.
+    pub head: u64,
+}
+
+impl Taken {
+    /// At the worst moment: block and head are never at work together.
+    pub fn peak(&self) -> u64 {
+        self.kept + self.block.max(self.head)
+    }
+}
+
+impl Activations {
+    /// Of a network; `language` where the head gives logits of the vocabulary.
+    pub fn new(config: &Config, language: bool, no_pack: bool) -> Self {
+        Self {
+            room: None,
+            no_pack,
+            layers: config.num_hidden_layers as u64,
+            hidden: config.hidden_size as u64,
+            q: config.q_dim() as u64,
+            kv: config.kv_dim() as u64,
+            wide: config.intermediate_size as u64,
+            heads: config.num_attention_heads as u64,
+            vocab: if language { config.vocab_size as u64 } else { 0 },
+            decoder: config.family.is_decoder(),
+        }
+    }
+
+    /// Floats that a block keeps for a token: see `Saved` of the trunks.
+    fn kept_floats(&self) -> u64 {
+        if self.decoder {
+            4 * self.hidden + 2 * self.q + 2 * self.kv + 3 * self.wide
+        } else {
+            8 * self.hidden + 2 * self.wide
+        }
+    }
+
+    /// Floats for a token that the backward of a block makes besides: gradients of the wide activations, of queries, keys and
+    /// values (and their copies by head), and of the stream.
+    fn made_floats(&self) -> u64 {
+        if self.decoder {
+            3 * self.wide + 4 * self.hidden + 4 * self.q + 3 * self.kv
+        } else {
+            2 * self.wide + 12 * self.hidden
+        }
+    }
+
+    /// What a forward and backward over rows takes.
+    pub fn taken(&self, rows: &[&Row], recompute: bool) -> Taken {
+        let tokens = tokens(rows) as u64;
+        let saved = 4 * tokens * self.kept_floats();
+        let stream = 4 * tokens * self.hidden;
+        // The outermost stream: final states, their gradient, the last block's input and its gradient.
+        let kept = 4 * stream + if recompute { self.layers * stream } else { self.layers * saved };
+        let again = if recompute { saved } else { 0 };
+        Taken {
+            kept,
+            block: again + 4 * tokens * self.made_floats() + 3 * self.attention(rows),
+            head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
+        }
+    }
+
+    /// What a forward alone takes.
+    pub fn reading(&self, rows: &[&Row]) -> Taken {
+        let tokens = tokens(rows) as u64;
+        Taken {
+            kept: 8 * tokens * self.hidden,
+            block: 4 * tokens * self.kept_floats() + 2 * self.attention(rows),
+            head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
+        }
+    }
+
+    /// Bytes of the probabilities of the largest group: neighbours of equal length are one.
+    fn attention(&self, rows: &[&Row]) -> u64 {
+        let same = rows.chunk_by(|a, b| a.ids.len() == b.ids.len() && a.keys == b.keys);
+        same.map(|g| 4 * self.heads * g.iter().map(|r| (r.ids.len() as u64).pow(2)).sum::<u64>()).max().unwrap_or(0)
+    }
+
+    /// Logits and their gradient, a chunk at a time, and the hidden states of what is learned.
+    fn head(&self, learned: u64) -> u64 {
+        4 * (2 * learned.min(CHUNK as u64) * self.vocab + 3 * learned * self.hidden)
+    }
+
+    /// Columns of the logits; 0 where the head is small.
+    pub fn vocab(&self) -> u64 {
+        self.vocab
+    }
+
+    /// Layers times query width: what a pair of tokens costs in attention, in multiply-adds each way.
+    pub fn attention_width(&self) -> f64 {
+        (self.layers * self.q) as f64
+    }
+
+    /// Layers times heads: probabilities of a pair of tokens.
+    pub fn heads_in_all(&self) -> f64 {
+        (self.layers * self.heads) as f64
+    }
+
+    /// Multiply-adds of a token's logits.
+    pub fn logits_width(&self) -> f64 {
+        (self.vocab * self.hidden) as f64
+    }
+
+    /// Floats that all blocks read or write for a token between GEMMs, over so many forwards and a backward.
+    pub fn passes(&self, forwards: f64) -> f64 {
+        self.layers as f64 * (3.0 * forwards * self.kept_floats() as f64 + 3.0 * self.made_floats() as f64)
+    }
+
+    /// A micro-batch in parts, in order, and whether each computes its activations again.
+    pub fn parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<(&'a [&'a Row], bool)> {
+        if self.no_pack {
+            return rows.chunks(1).map(|row| (row, self.again(row))).collect();
+        }
+        let Some(room) = self.room else { return vec![(rows, self.again(rows))] };
+        if self.taken(rows, false).peak() <= room {
+            return vec![(rows, false)];
+        }
+        let kept = self.cut(rows, |part| self.taken(part, false).peak() <= room);
+        let fits = |part: &&[&Row]| self.taken(part, false).peak() <= room;
+        let enough = |part: &&[&Row]| tokens(part) >= LEAST_PART;
+        let all_but_last = &kept[..kept.len() - 1];
+        if kept.iter().all(fits) && all_but_last.iter().all(enough) {
+            return kept.into_iter().map(|part| (part, false)).collect();
+        }
+        self.cut(rows, |part| self.taken(part, true).peak() <= room).into_iter().map(|part| (part, true)).collect()
+    }
+
+    /// Rows that are only read, in parts.
+    pub fn read_parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<&'a [&'a Row]> {
+        match self.room {
+            _ if self.no_pack => rows.chunks(1).collect(),
+            None => vec![rows],
+            Some(room) => self.cut(rows, |part| self.reading(part).peak() <= room),
+        }
+    }
+
+    fn again(&self, rows: &[&Row]) -> bool {
+        match self.room {
+            Some(room) => self.taken(rows, false).peak() > room,
+            None => 4 * tokens(rows) as u64 * self.kept_floats() * self.layers > KEEP_BYTES,
+        }
+    }
+
+    /// Parts that fit, as long as can be; a row that does not is a part by itself.
+    fn cut<'a>(&self, rows: &'a [&'a Row], fits: impl Fn(&[&Row]) -> bool) -> Vec<&'a [&'a Row]> {
+        let (mut out, mut start) = (Vec::new(), 0);
+        for end in 1..=rows.len() {
+            if end - start > 1 && !fits(&rows[start..end]) {
+                out.push(&rows[start..end - 1]);
+                start = end - 1;
+            }
+        }
+        if start < rows.len() {
+            out.push(&rows[start..]);
+        }
+        out
+    }
+}
+
+fn tokens(rows: &[&Row]) -> usize {
+    rows.iter().map(|r| r.ids.len()).sum()
+}

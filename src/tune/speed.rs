@@ -1,0 +1,112 @@
+//! How long a run will take on this machine: its arithmetic counted, over what a short calibration measures.
+//!
+//! GEMMs are counted in floating-point operations, everything between them (norms, activations, copies, sums) in floats that
+//! are read or written. Both rates are measured for a fraction of a second on shapes of the model at hand.
+
+use super::config::{Method, TuneConfig};
+use super::memory::{Activations, Weights};
+use crate::data::batch::Row;
+use candle_core::{DType, Device, Result, Tensor};
+use std::time::{Duration, Instant};
+
+/// Rows of the calibration's matrices: enough for the GEMM's full speed, few enough that a call is over before the system
+/// gives the core to somebody else.
+const ROWS: usize = 128;
+/// How long each of the two is measured.
+const LEAST: Duration = Duration::from_millis(200);
+
+/// What this machine does in a second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Floating-point operations of a GEMM.
+    pub flops: f64,
+    /// Floats read or written between GEMMs.
+    pub floats: f64,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Floats read or written.
+    pub floats: f64,
+}
+
+impl Speed {
+    /// Measures on (128, C) by (C, F), and on sums of (128, F).
+    pub fn measure(hidden: usize, wide: usize) -> Result<Self> {
+        let ones = |a: usize, b: usize| Tensor::ones((a, b), DType::F32, &Device::Cpu);
+        let (x, w, h) = (ones(ROWS, hidden)?, ones(wide, hidden)?, ones(ROWS, wide)?);
+        let w = w.t()?;
+        let gemm_s = per_call(&mut || x.matmul(&w).map(drop))?;
+        let sum_s = per_call(&mut || (&h + &h).map(drop))?;
+        Ok(Self { flops: 2.0 * (ROWS * hidden * wide) as f64 / gemm_s, floats: 3.0 * (ROWS * wide) as f64 / sum_s })
+    }
+
+    /// Seconds that the work takes.
+    pub fn seconds(&self, work: Work) -> f64 {
+        work.flops / self.flops + work.floats / self.floats
+    }
+}
+
+/// The fastest call of as many as fit: what else the machine does is no property of it.
+fn per_call(call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    let (since, mut best) = (Instant::now(), f64::INFINITY);
+    while since.elapsed() < LEAST {
+        let begun = Instant::now();
+        call()?;
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    Ok(best.max(1e-9))
+}
+
+impl Work {
+    /// Of learning from rows once: a forward, a backward, and another forward where activations are computed again.
+    pub fn learning(a: &Activations, weights: &Weights, config: &TuneConfig, rows: &[Row], recompute: bool) -> Self {
+        let forwards = if recompute { 2.0 } else { 1.0 };
+        let full = if config.method == Method::Full { 1.0 } else { 0.0 };
+        let beside = if config.method == Method::Full { 0.0 } else { weights.trained as f64 };
+        let mut out = Self::default();
+        for row in rows {
+            let (tokens, learned) = (row.ids.len() as f64, row.learned() as f64);
+            out.flops += tokens * 2.0 * weights.projections as f64 * (forwards + 1.0 + full);
+            out.flops += tokens * 6.0 * beside;
+            // Scores and values forward; in the backward the scores again, and four products more.
+            out.flops += tokens * tokens * a.attention_width() * (4.0 * forwards + 10.0);
+            out.flops += learned * 2.0 * a.logits_width() * (2.0 + full);
+            out.floats += tokens * a.passes(forwards) + learned * 8.0 * a.vocab() as f64;
+            out.floats += tokens * tokens * a.heads_in_all() * (4.0 * forwards + 8.0);
+        }
+        out
+    }
+
+    /// Of reading rows: a forward.
+    pub fn reading(a: &Activations, weights: &Weights, rows: &[Row]) -> Self {
+        let mut out = Self::default();
+        for row in rows {
+            let (tokens, learned) = (row.ids.len() as f64, row.learned() as f64);
+            out.flops += tokens * 2.0 * weights.projections as f64 + tokens * tokens * a.attention_width() * 4.0;
+            out.flops += learned * 2.0 * a.logits_width();
+            out.floats += tokens * a.passes(0.5) + learned * 5.0 * a.vocab() as f64;
+        }
+        out
+    }
+
+    /// The optimizer's steps over what is trained.
+    pub fn steps(weights: &Weights, steps: f64) -> Self {
+        Self { flops: 0.0, floats: steps * 12.0 * weights.trained as f64 }
+    }
+
+    /// So many times.
+    pub fn times(self, n: f64) -> Self {
+        Self { flops: self.flops * n, floats: self.floats * n }
+    }
+}
+
+impl std::ops::Add for Work {
+    type Output = Self;
+    fn add(self, o: Self) -> Self {
+        Self { flops: self.flops + o.flops, floats: self.floats + o.floats }
+    }
+}
