@@ -5,12 +5,14 @@
 //!
 //! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
 //! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
+//! - [`math`]: the loops they share, vectorized
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
 pub mod attention;
 pub mod head;
 pub mod host;
 pub mod linear;
+pub mod math;
 pub mod mlp;
 pub mod norm;
 pub mod rope;

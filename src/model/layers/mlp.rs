@@ -1,6 +1,7 @@
 //! Gates of the feed-forward: SwiGLU (Shazeer, arXiv:2002.05202) and exact GELU (Hendrycks and Gimpel, arXiv:1606.08415).
 
 use super::host::Host;
+use super::math::{sigmoid, wide};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -12,9 +13,11 @@ pub fn swiglu(g: &Tensor, u: &Tensor) -> Result<Tensor> {
     let mut out = vec![0.0; g.elem_count()];
     out.par_chunks_mut(CHUNK).zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK))).for_each(
         |(out, (g, u))| {
-            for i in 0..out.len() {
-                out[i] = g[i] * sigmoid(g[i]) * u[i];
-            }
+            wide(|| {
+                for ((out, g), u) in out.iter_mut().zip(g).zip(u) {
+                    *out = g * sigmoid(*g) * u;
+                }
+            })
         },
     );
     Tensor::from_vec(out, g.shape(), g.device())
@@ -29,11 +32,13 @@ pub fn swiglu_backward(g: &Tensor, u: &Tensor, dy: &Tensor) -> Result<(Tensor, T
         .zip(du.par_chunks_mut(CHUNK))
         .zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK))))
         .for_each(|((dg, du), (g, (u, dy)))| {
-            for i in 0..dg.len() {
-                let s = sigmoid(g[i]);
-                dg[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
-                du[i] = dy[i] * g[i] * s;
-            }
+            wide(|| {
+                for (((dg, du), g), (u, dy)) in dg.iter_mut().zip(du).zip(g).zip(u.iter().zip(dy)) {
+                    let s = sigmoid(*g);
+                    *dg = dy * u * s * (1.0 + g * (1.0 - s));
+                    *du = dy * g * s;
+                }
+            })
         });
     Ok((Tensor::from_vec(dg, g.shape(), g.device())?, Tensor::from_vec(du, g.shape(), g.device())?))
 }
@@ -66,10 +71,6 @@ fn map(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Ten
         },
     );
     Tensor::from_vec(out, a.shape(), a.device())
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 fn phi(x: f32) -> f32 {
