@@ -5,10 +5,11 @@
 //!
 //! - [`linear`]: y = x Wᵀ + b, frozen or trained, with LoRA beside it
 //! - [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`mlp`]: SwiGLU and GELU
-//! - [`math`]: the loops they share, vectorized
+//! - [`math`], [`fused`]: the loops they share, vectorized and in place
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
 pub mod attention;
+pub mod fused;
 pub mod head;
 pub mod host;
 pub mod linear;

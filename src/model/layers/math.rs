@@ -1,6 +1,6 @@
 //! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline, AVX2,
-//! AVX-512) and chosen at run time; no loop uses fused multiply-add, and sums have sixteen fixed lanes, so that every level
-//! gives the same bits.
+//! AVX-512) and chosen at run time; nothing is contracted that is not written as `mul_add`, and sums have sixteen fixed lanes,
+//! so that every level gives the same bits.
 
 use pulp::Arch;
 
