@@ -55,7 +55,7 @@ impl Case {
 
     /// With every weight trained.
     fn with_all(mut self) -> Self {
-        self.network.train_all();
+        self.network.train_all().expect("weights that can be trained");
         self
     }
 

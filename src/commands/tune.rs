@@ -391,12 +391,7 @@ impl Adapted {
 }
 
 /// The run's last files; the weights appear last.
-fn finish(
-    opened: &Opened,
-    network: &mut Network,
-    adapter: Option<&Adapted>,
-    folder: &RunFolder,
-) -> anyhow::Result<()> {
+fn finish(opened: &Opened, network: &mut Network, adapter: Option<&Adapted>, folder: &RunFolder) -> anyhow::Result<()> {
     let report = crate::report::run::of_run(&folder.path)?;
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
     match adapter {

@@ -9,6 +9,7 @@
 //! - [`embedding`]; [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`act`]: activations and gates
 //! - [`self_attention`], [`feed_forward`]: the two halves of a block
 //! - [`noise`]: what NEFTune adds to embeddings
+//! - [`math`], [`fused`]: the loops they share, vectorized and in place
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 
 pub mod act;
@@ -17,11 +18,13 @@ pub mod attention;
 pub mod dora;
 pub mod embedding;
 pub mod feed_forward;
+pub mod fused;
 pub mod head;
 pub mod host;
 pub mod ia3;
 pub mod linear;
 pub mod lora;
+pub mod math;
 pub mod nf4;
 pub mod noise;
 pub mod norm;

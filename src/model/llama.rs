@@ -6,6 +6,7 @@ use super::config::{Config, Family};
 use super::layers::Grads;
 use super::layers::attention::Attention;
 use super::layers::feed_forward::{self, FeedForward};
+use super::layers::fused;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::projections::Projections;
@@ -104,11 +105,12 @@ impl Block for PreNorm {
     fn forward(&self, x: &Tensor, at: &Context) -> Result<(Tensor, Saved)> {
         let n1 = self.input_norm.forward(x)?;
         let (o, attention) = self.attention.forward(&n1, &at.batch.segments, at.angles.first(), at.pass)?;
-        let x1 = (x + o)?;
+        fused::add(&o, x)?;
+        let x1 = o;
         let n2 = self.post_attention_norm.forward(&x1)?;
         let (h, mlp) = self.mlp.forward(&n2, at.pass)?;
-        let y = (&x1 + h)?;
-        Ok((y, Saved { x: x.clone(), n1, attention, x1, n2, mlp }))
+        fused::add(&h, &x1)?;
+        Ok((h, Saved { x: x.clone(), n1, attention, x1, n2, mlp }))
     }
 
     fn backward(
@@ -120,12 +122,15 @@ impl Block for PreNorm {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let dn2 = self.mlp.backward(&s.n2, &s.mlp, dy, at.pass, grads)?;
-        let dx1 = (dy + self.post_attention_norm.backward(&s.x1, &dn2, grads)?)?;
+        let dx1 = self.post_attention_norm.backward(&s.x1, &dn2, grads)?;
+        fused::add(&dx1, dy)?;
         let (segments, angles) = (&at.batch.segments, at.angles.first());
         let want_dn1 = want_dx || self.input_norm.trained;
         let dn1 = self.attention.backward(&s.n1, &s.attention, &dx1, segments, angles, at.pass, grads, want_dn1)?;
         let Some(dn1) = dn1 else { return Ok(None) };
-        Ok(Some((dx1 + self.input_norm.backward(&s.x, &dn1, grads)?)?))
+        let dx = self.input_norm.backward(&s.x, &dn1, grads)?;
+        fused::add(&dx, &dx1)?;
+        Ok(Some(dx))
     }
 
     fn linears(&mut self) -> Vec<&mut Linear> {

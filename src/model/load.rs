@@ -179,11 +179,6 @@ impl Checkpoint {
         self.random.is_some() || self.place.contains_key(name)
     }
 
-    /// Whether the values are noise, not a file's.
-    pub fn is_random(&self) -> bool {
-        self.random.is_some()
-    }
-
     /// Name of a tensor as this checkpoint spells it: trunks are saved with and without their prefix, and old BERTs call a
     /// norm's weight and bias gamma and beta.
     pub fn called(&self, name: &str) -> String {

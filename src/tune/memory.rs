@@ -257,7 +257,8 @@ mod tests {
         let model = small();
         let settings = Settings { mem: mem.map(crate::tune::config::Mem), max_len: Some(2048), ..Settings::default() };
         let config = TuneConfig::resolve(&settings, Task::Text, &model)?;
-        let weights = Weights { read: 3_000_000, trained: 100_000, largest: 8192, projections: 2_500_000, bytes: 12_000_000 };
+        let weights =
+            Weights { read: 3_000_000, trained: 100_000, largest: 8192, projections: 2_500_000, bytes: 12_000_000 };
         Plan::new(&config, Activations::new(&model, true, false), &weights, (rows, &[]), 0)
     }
 

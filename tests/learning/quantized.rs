@@ -180,6 +180,7 @@ fn a_file_holds_the_very_weights_of_the_last_forward_under_qat() {
             eps: 1e-8,
             weight_decay: 0.0,
             decay_vectors: false,
+            lora_plus: 1.0,
             t: 0,
             moments: BTreeMap::new(),
         };

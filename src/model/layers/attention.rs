@@ -5,6 +5,7 @@
 //! The backward computes the probabilities again instead of keeping them.
 
 use super::host::Host;
+use super::math::{self, wide};
 use crate::model::Segment;
 use crate::model::config::Config;
 use candle_core::{Result, Tensor};
@@ -92,13 +93,13 @@ impl Attention {
             for (t, (out, s)) in out.chunks_mut(len).zip(scores.chunks(len)).enumerate() {
                 let end = if self.causal { (t + 1).min(g.keys) } else { g.keys };
                 let begin = self.window.map_or(0, |w| (t + 1).saturating_sub(w)).min(end);
-                let max = s[begin..end].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0.0;
-                for j in begin..end {
-                    out[j] = ((s[j] - max) * self.scale).exp();
-                    sum += out[j];
-                }
-                out[begin..end].iter_mut().for_each(|p| *p /= sum);
+                wide(|| {
+                    let (s, out, scale) = (&s[begin..end], &mut out[begin..end], self.scale);
+                    let max = math::max(s);
+                    out.iter_mut().zip(s).for_each(|(p, s)| *p = math::exp((s - max) * scale));
+                    let inverse = 1.0 / math::sum(out, |p| p);
+                    out.iter_mut().for_each(|p| *p *= inverse);
+                })
             }
         });
         Tensor::from_vec(out, scores.shape(), scores.device())
@@ -112,10 +113,12 @@ impl Attention {
         out.par_chunks_mut(chunk).zip(ps.slice().par_chunks(chunk).zip(dps.slice().par_chunks(chunk))).for_each(
             |(out, (p, dp))| {
                 for (out, (p, dp)) in out.chunks_mut(width).zip(p.chunks(width).zip(dp.chunks(width))) {
-                    let along: f32 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
-                    for j in 0..width {
-                        out[j] = p[j] * (dp[j] - along) * self.scale;
-                    }
+                    wide(|| {
+                        let (along, scale) = (math::sum2(p, dp, |p, d| p * d), self.scale);
+                        for ((out, p), d) in out.iter_mut().zip(p).zip(dp) {
+                            *out = p * (d - along) * scale;
+                        }
+                    })
                 }
             },
         );

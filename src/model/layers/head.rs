@@ -2,12 +2,16 @@
 //! head, and the rest pass through it [`CHUNK`] at a time, each chunk turned into its gradient before the next.
 
 use super::host::Host;
+use super::math::{self, wide};
 use super::{Grads, linear::Linear};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Rows of logits alive at once.
 pub const CHUNK: usize = 256;
+
+/// Logits that are summed in f32.
+const BLOCK: usize = 1024;
 
 /// Sums over the learned targets of a batch: nothing is divided before the optimizer step knows the whole count.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -39,20 +43,21 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(L
         .zip(host.slice().par_chunks(width).zip(targets))
         .map(|(grad, (x, &target))| {
             let target = target as usize;
-            let (at, max) =
-                x.iter().enumerate().fold((0, f32::NEG_INFINITY), |m, (i, v)| if *v > m.1 { (i, *v) } else { m });
-            let mut sum = 0.0f64;
-            for (g, x) in grad.iter_mut().zip(x) {
-                *g = (x - max).exp();
-                sum += f64::from(*g);
-            }
-            let nll = sum.ln() - f64::from(x[target] - max);
-            let scale = weight / sum as f32;
+            let (others, own, max) = wide(|| {
+                let max = math::max(x);
+                grad.iter_mut().zip(x).for_each(|(g, x)| *g = math::exp(x - max));
+                let own = std::mem::take(&mut grad[target]);
+                // Blocks in f32, their sums in f64: a vocabulary of 10⁵ small terms loses nothing.
+                let others: f64 = grad.chunks(BLOCK).map(|b| f64::from(math::sum(b, |g| g))).sum();
+                let scale = (f64::from(weight) / (others + f64::from(own))) as f32;
+                grad.iter_mut().for_each(|g| *g *= scale);
+                (others, f64::from(own), max)
+            });
+            let sum = others + own;
             // p - 1 of the target as what the others have: near a certain answer the difference would be rounding alone.
-            let others = sum - f64::from(grad[target]);
-            grad.iter_mut().for_each(|g| *g *= scale);
             grad[target] = -(f64::from(weight) * others / sum) as f32;
-            (nll, at == target)
+            let first = x.iter().position(|x| *x == max);
+            (sum.ln() - f64::from(x[target] - max), first == Some(target))
         })
         .collect();
     let mut loss = LossSum { count: targets.len(), ..Default::default() };

@@ -1,5 +1,6 @@
 //! LoRA (Hu et al., arXiv:2106.09685): y = W x + b + s B A x, with s = α/r, or α/√r for rsLoRA (arXiv:2312.03732).
 
+use super::fused;
 use super::host::{Host, rows_per_task};
 use super::linear::Linear;
 use super::{Grads, Pass};
@@ -22,7 +23,10 @@ pub struct Lora {
 impl Lora {
     /// x: (N, in) → (N, out).
     pub fn forward(&self, linear: &Linear, x: &Tensor, pass: Pass) -> Result<Tensor> {
-        linear.plain(x)? + self.delta(&self.dropped(x, &linear.name, pass)?)?
+        let y = linear.plain(x)?;
+        let z = self.dropped(x, &linear.name, pass)?.matmul(&self.a.t()?)?; // (N, r)
+        fused::add_low_rank(&y, &z, &self.b.t()?, self.scale)?;
+        Ok(y)
     }
 
     /// With z = x Aᵀ: dB = s dyᵀ z, dz = s dy B, dA = dzᵀ x, dx = dy W + dz A.
@@ -40,8 +44,13 @@ impl Lora {
         if !want_dx {
             return Ok(None);
         }
-        let through = self.dropped(&dz.matmul(&self.a)?, &linear.name, pass)?;
-        Ok(Some((linear.project_back(dy)? + through)?))
+        let dx = linear.project_back(dy)?;
+        if self.drops(pass) {
+            fused::add(&dx, &self.dropped(&dz.matmul(&self.a)?, &linear.name, pass)?)?;
+        } else {
+            fused::add_low_rank(&dx, &dz, &self.a, 1.0)?;
+        }
+        Ok(Some(dx))
     }
 
     /// W' = W + s B A, in f32. W: (out, in).

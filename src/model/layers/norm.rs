@@ -2,6 +2,7 @@
 
 use super::Grads;
 use super::host::{Host, rows_per_task};
+use super::math::{self, wide};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -50,13 +51,19 @@ impl Norm {
         let mut out = vec![0.0; xs.len()];
         let rows = rows_per_task(width);
         out.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width)).for_each(|(out, xs)| {
-            for (out, x) in out.chunks_mut(width).zip(xs.chunks(width)) {
-                let (mean, r) = self.moments(x);
-                match bias {
-                    Some(b) => (0..width).for_each(|i| out[i] = (x[i] - mean) * r * (w[i] + more) + b[i]),
-                    None => (0..width).for_each(|i| out[i] = x[i] * r * (w[i] + more)),
+            wide(|| {
+                for (out, x) in out.chunks_mut(width).zip(xs.chunks(width)) {
+                    let (mean, r) = self.moments(x);
+                    match bias {
+                        Some(b) => {
+                            for (((out, x), w), b) in out.iter_mut().zip(x).zip(w).zip(b) {
+                                *out = (x - mean) * r * (w + more) + b;
+                            }
+                        }
+                        None => out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out = x * r * (w + more)),
+                    }
                 }
-            }
+            })
         });
         Tensor::from_vec(out, x.shape(), x.device())
     }
@@ -71,20 +78,15 @@ impl Norm {
         let rows = rows_per_task(width);
         dx.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width).zip(dys.par_chunks(rows * width))).for_each(
             |(dx, (xs, dys))| {
-                for (dx, (x, dy)) in dx.chunks_mut(width).zip(xs.chunks(width).zip(dys.chunks(width))) {
-                    let (mean, r) = self.moments(x);
-                    let (mut along, mut sum) = (0.0, 0.0);
-                    for i in 0..width {
-                        let g = (w[i] + more) * dy[i];
-                        along += g * (x[i] - mean) * r;
-                        sum += g;
+                wide(|| {
+                    for (dx, (x, dy)) in dx.chunks_mut(width).zip(xs.chunks(width).zip(dys.chunks(width))) {
+                        let (mean, r) = self.moments(x);
+                        dx.iter_mut().zip(w).zip(dy).for_each(|((g, w), dy)| *g = (w + more) * dy);
+                        let along = math::sum2(dx, x, |g, x| g * (x - mean) * r) / width as f32;
+                        let shift = if centred { math::sum(dx, |g| g) / width as f32 } else { 0.0 };
+                        dx.iter_mut().zip(x).for_each(|(g, x)| *g = r * (*g - shift - (x - mean) * r * along));
                     }
-                    along /= width as f32;
-                    let shift = if centred { sum / width as f32 } else { 0.0 };
-                    for i in 0..width {
-                        dx[i] = r * ((w[i] + more) * dy[i] - shift - (x[i] - mean) * r * along);
-                    }
-                }
+                })
             },
         );
         if self.trained {
@@ -105,10 +107,11 @@ impl Norm {
     }
 
     /// Mean (0 for RMSNorm) and reciprocal root of one row.
+    #[inline(always)]
     fn moments(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
-        let mean = if self.bias.is_some() { x.iter().sum::<f32>() / n } else { 0.0 };
-        let square = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n;
+        let mean = if self.bias.is_some() { math::sum(x, |v| v) / n } else { 0.0 };
+        let square = math::sum(x, |v| (v - mean) * (v - mean)) / n;
         (mean, 1.0 / (square + self.eps).sqrt())
     }
 

@@ -1,6 +1,7 @@
 //! Several projections of one input: a matrix each (Llama, BERT), or one matrix that holds them side by side (Phi-3's
 //! `qkv_proj`, GPT-2's `c_attn`).
 
+use super::fused;
 use super::linear::Linear;
 use super::{Grads, Pass};
 use candle_core::{Result, Tensor};
@@ -45,7 +46,10 @@ impl Projections {
                 for (linear, dy) in linears.iter().zip(dys) {
                     let part = linear.backward_weights(x, dy, pass, grads, want_dx)?;
                     dx = match (dx, part) {
-                        (Some(sum), Some(part)) => Some((sum + part)?),
+                        (Some(sum), Some(part)) => {
+                            fused::add(&sum, &part)?;
+                            Some(sum)
+                        }
                         (sum, part) => sum.or(part),
                     };
                 }

@@ -24,7 +24,9 @@ pub fn start(network: &mut Network, seed: u64) -> anyhow::Result<Start> {
     for linear in network.linears() {
         let name = linear.name.clone();
         if linear.adapter.is_some() && matches!(linear.weight, Weight::Frozen(_)) {
-            crate::bad_input!("--init pissa moves `{name}` out of the base, and a base in few bits cannot be changed; use --init lora");
+            crate::bad_input!(
+                "--init pissa moves `{name}` out of the base, and a base in few bits cannot be changed; use --init lora"
+            );
         }
         let weight = linear.dense()?;
         let pair = match &mut linear.adapter {

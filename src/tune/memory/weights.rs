@@ -93,7 +93,9 @@ impl Weights {
             (Task::Answer, false) => vec![2 * c, 2],
             _ => Vec::new(),
         };
-        let no_pooler = task == Task::Classify && config.family == Family::Bert && !tensors.iter().any(|(n, _)| n.contains("pooler"));
+        let no_pooler = task == Task::Classify
+            && config.family == Family::Bert
+            && !tensors.iter().any(|(n, _)| n.contains("pooler"));
         let pooler = if no_pooler { vec![c * c, c] } else { Vec::new() };
         for n in head.into_iter().chain(pooler) {
             train(n);

@@ -1,0 +1,140 @@
+//! Sums in place: what would else be a product, a scaling and an addition, each with a matrix of its own. The target must
+//! be a tensor that nobody else holds: candle's tensors share their storage when they are cloned.
+
+use super::host::rows_per_task;
+use super::math::wide;
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// y += s z M with z: (N, r), M: (r, C), y: (N, C); r is small, so one pass over y replaces three.
+pub fn add_low_rank(y: &Tensor, z: &Tensor, m: &Tensor, scale: f64) -> Result<()> {
+    let ((n, c), (nz, r), (rm, cm)) = (y.dims2()?, z.dims2()?, m.dims2()?);
+    if (nz, rm, cm) != (n, r, c) {
+        bail!("({n}, {c}) += ({nz}, {r}) ({rm}, {cm}): the shapes do not fit");
+    }
+    y.inplace_op3(&z.contiguous()?, &m.contiguous()?, &AddLowRank { r, c, scale: scale as f32 })
+}
+
+/// y += x, of one shape.
+pub fn add(y: &Tensor, x: &Tensor) -> Result<()> {
+    if y.shape() != x.shape() {
+        bail!("{:?} += {:?}: the shapes do not fit", y.shape(), x.shape());
+    }
+    y.inplace_op2(&x.contiguous()?, &Add)
+}
+
+struct AddLowRank {
+    r: usize,
+    c: usize,
+    scale: f32,
+}
+
+/// Columns of y that stay in registers while the r rows of M pass: four AVX-512 vectors.
+const TILE: usize = 64;
+
+impl InplaceOp3 for AddLowRank {
+    fn name(&self) -> &'static str {
+        "add-low-rank"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        ly: &Layout,
+        z: &CpuStorage,
+        lz: &Layout,
+        m: &CpuStorage,
+        lm: &Layout,
+    ) -> Result<()> {
+        let (z, m, y) = (slice(z, lz)?, slice(m, lm)?, slice_mut(y, ly)?);
+        let (r, c, scale) = (self.r, self.c, self.scale);
+        let rows = rows_per_task(c);
+        y.par_chunks_mut(rows * c).zip(z.par_chunks(rows * r)).for_each(|(y, z)| {
+            wide(|| {
+                for (y, z) in y.chunks_mut(c).zip(z.chunks(r)) {
+                    let (tiles, rest) = y.as_chunks_mut::<TILE>();
+                    for (t, tile) in tiles.iter_mut().enumerate() {
+                        let mut sum = [0.0f32; TILE];
+                        for (z, m) in z.iter().zip(m.chunks(c)) {
+                            let m = &m[t * TILE..][..TILE];
+                            (0..TILE).for_each(|i| sum[i] = z.mul_add(m[i], sum[i]));
+                        }
+                        (0..TILE).for_each(|i| tile[i] = scale.mul_add(sum[i], tile[i]));
+                    }
+                    let done = c - rest.len();
+                    for (i, y) in rest.iter_mut().enumerate() {
+                        let sum = z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| z.mul_add(m[done + i], sum));
+                        *y = scale.mul_add(sum, *y);
+                    }
+                }
+            })
+        });
+        Ok(())
+    }
+}
+
+struct Add;
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        const CHUNK: usize = 16 * 1024;
+        let (x, y) = (slice(x, lx)?, slice_mut(y, ly)?);
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+        });
+        Ok(())
+    }
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a sum in place needs contiguous tensors, got strides {:?}", layout.stride()),
+    }
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (layout.contiguous_offsets(), storage) {
+        (Some((start, end)), CpuStorage::F32(values)) => Ok(&mut values[start..end]),
+        (None, _) => bail!("a sum in place needs contiguous tensors, got strides {:?}", layout.stride()),
+        _ => bail!("a sum in place needs f32"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn tensor(n: usize, c: usize, salt: usize) -> Tensor {
+        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0;
+        Tensor::from_vec((0..n * c).map(value).collect::<Vec<_>>(), (n, c), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_low_rank_product_is_added_as_if_it_were_made() {
+        for (n, r, c) in [(1, 1, 1), (3, 16, 64), (40, 8, 200), (70, 4, 1537)] {
+            let (y, z, m) = (tensor(n, c, 1), tensor(n, r, 2), tensor(r, c, 3));
+            let want = (&y + (z.matmul(&m).unwrap() * 0.5).unwrap()).unwrap();
+            add_low_rank(&y, &z, &m, 0.5).unwrap();
+            let off = (y - want).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(off.to_scalar::<f32>().unwrap() < 2e-6, "({n}, {r}, {c}): {off}");
+        }
+        assert!(add_low_rank(&tensor(3, 4, 0), &tensor(3, 2, 0), &tensor(3, 4, 0), 1.0).is_err());
+    }
+
+    #[test]
+    fn sums_reach_the_part_that_a_view_shows() {
+        let whole = tensor(4, 10, 1);
+        let (x, want) = (tensor(2, 10, 2), (whole.narrow(0, 1, 2).unwrap() + tensor(2, 10, 2)).unwrap());
+        add(&whole.narrow(0, 1, 2).unwrap(), &x).unwrap();
+        let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+        assert_eq!(rows(&whole)[1..3], rows(&want));
+        assert_eq!(rows(&whole)[3], rows(&tensor(4, 10, 1))[3]);
+        assert!(add(&whole, &x).is_err());
+    }
+}

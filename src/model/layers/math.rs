@@ -1,0 +1,131 @@
+//! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline, AVX2,
+//! AVX-512) and chosen at run time; nothing is contracted that is not written as `mul_add`, and sums have sixteen fixed lanes,
+//! so that every level gives the same bits.
+
+use pulp::Arch;
+
+/// Runs `f` compiled for the widest vectors that this CPU has.
+#[inline(always)]
+pub fn wide<R>(f: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(f)
+}
+
+/// eˣ within 2 ULP for x in [-87, 88], held at the ends beyond; NaN stays NaN. x = n ln 2 + r by the two-part constant of
+/// Cody and Waite, eʳ by the minimax polynomial of Cephes' `expf` (Moshier).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    /// Adding it rounds to a whole number, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
+    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.336_54, 88.376_26);
+    let t = x * std::f32::consts::LOG2_E + ROUND;
+    let n = t - ROUND;
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let p = p * (r * r) + r + 1.0;
+    // Times 2ⁿ: n is added to the exponent.
+    f32::from_bits(p.to_bits().wrapping_add(t.to_bits() << 23))
+}
+
+/// 1 / (1 + e⁻ˣ).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Lanes of a sum: the width of AVX-512, kept everywhere.
+const LANES: usize = 16;
+
+/// Σ f(aᵢ).
+#[inline(always)]
+pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = a.as_chunks::<LANES>();
+    for a in whole {
+        (0..LANES).for_each(|l| lanes[l] += f(a[l]));
+    }
+    fold(lanes) + rest.iter().map(|a| f(*a)).sum::<f32>()
+}
+
+/// Σ f(aᵢ, bᵢ) over two slices of one length.
+#[inline(always)]
+pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        (0..LANES).for_each(|l| lanes[l] += f(a[l], b[l]));
+    }
+    fold(lanes) + rest_a.iter().zip(rest_b).map(|(a, b)| f(*a, *b)).sum::<f32>()
+}
+
+/// The largest of a slice; -∞ for none. NaN is passed over.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = a.as_chunks::<LANES>();
+    for a in whole {
+        (0..LANES).for_each(|l| lanes[l] = if a[l] > lanes[l] { a[l] } else { lanes[l] });
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m })
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        (0..half).for_each(|l| lanes[l] += lanes[l + half]);
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps between two floats of one sign.
+    fn ulps(a: f32, b: f32) -> u32 {
+        a.to_bits().abs_diff(b.to_bits())
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_double() {
+        let mut worst = 0;
+        for i in 0..2_000_000 {
+            let x = -87.0 + i as f32 * (175.0 / 2_000_000.0);
+            worst = worst.max(ulps(exp(x), f64::from(x).exp() as f32));
+        }
+        assert!(worst <= 2, "{worst} ULP");
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn exp_holds_at_the_ends_and_keeps_nan() {
+        assert!(exp(-1000.0) < 2e-38 && exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(1000.0) > 2e38 && exp(1000.0).is_finite());
+        assert!(exp(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits() {
+        let a: Vec<f32> = (0..1003).map(|i| ((i * 7919) % 2003) as f32 / 100.0 - 10.0).collect();
+        let all = || {
+            let exps: Vec<u32> = a.iter().map(|x| exp(*x).to_bits()).collect();
+            let sums = [sum(&a, |x| x * x), sum2(&a, &a, |x, y| x * sigmoid(y)), max(&a)];
+            (exps, sums.map(f32::to_bits))
+        };
+        assert_eq!(wide(all), all());
+    }
+
+    #[test]
+    fn sums_of_every_length_are_the_plain_sums() {
+        for n in 0..70 {
+            let a: Vec<f32> = (0..n).map(|i| (i * i % 17) as f32).collect();
+            assert_eq!(sum(&a, |x| x), a.iter().sum::<f32>(), "{n}");
+            assert_eq!(sum2(&a, &a, |x, y| x * y), a.iter().map(|x| x * x).sum::<f32>(), "{n}");
+            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{n}");
+        }
+    }
+}
