@@ -142,7 +142,6 @@ fn labels_and_tasks_that_do_not_fit() {
     refuses(&folder, "tune --model bert --data d.jsonl --out new", &["d.jsonl:1", "encoder", "--task classify"]);
     refuses(&folder, "eval bert --data r.jsonl", &["bert", "head", "tune"]);
     refuses(&folder, "tune --model base --data r.jsonl --out new --task sing", &["'sing'", "classify"]);
-    refuses(&folder, "tune --model bert --data r.jsonl --out new --method full", &["BERT", "--method lora"]);
     folder.write("ids.safetensors", tensors::bytes(&data::classes(4, 8, 5, 1)));
     refuses(&folder, "eval run --data ids.safetensors", &["ids.safetensors", "label 3", "2 labels"]);
 }

@@ -117,12 +117,12 @@ fn read(family: Family) -> &'static [&'static str] {
     }
 }
 
-/// Keys with one value that is computed, which is also what their absence means.
-fn fixed(family: Family) -> &'static [(&'static str, &'static str)] {
-    match family {
-        Family::Gpt2 => &[("scale_attn_weights", "true")],
-        Family::Bert | Family::Roberta => &[("position_embedding_type", "\"absolute\"")],
-        _ => &[],
+/// The one value of a key that is computed, which is also what its absence means.
+fn fixed(family: Family, key: &str) -> Option<Value> {
+    match (family, key) {
+        (Family::Gpt2, "scale_attn_weights") => Some(true.into()),
+        (Family::Bert | Family::Roberta, "position_embedding_type") => Some("absolute".into()),
+        _ => None,
     }
 }
 
@@ -149,11 +149,10 @@ pub(super) fn check(family: Family, keys: &Map<String, Value>) -> Result<(), Str
             }
             continue;
         }
-        if let Some((_, only)) = fixed(family).iter().find(|(k, _)| *k == key) {
-            if !value.is_null() && value.to_string() != *only {
-                let given = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                let only = only.trim_matches('"');
-                return Err(format!("{key} `{given}` is not supported; known: {only}"));
+        if let Some(only) = fixed(family, key) {
+            if !value.is_null() && *value != only {
+                let plain = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+                return Err(format!("{key} `{}` is not supported; known: {}", plain(value), plain(&only)));
             }
             continue;
         }

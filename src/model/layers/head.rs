@@ -48,8 +48,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(L
             }
             let nll = sum.ln() - f64::from(x[target] - max);
             let scale = weight / sum as f32;
+            // p - 1 of the target as what the others have: near a certain answer the difference would be rounding alone.
+            let others = sum - f64::from(grad[target]);
             grad.iter_mut().for_each(|g| *g *= scale);
-            grad[target] -= weight;
+            grad[target] = -(f64::from(weight) * others / sum) as f32;
             (nll, at == target)
         })
         .collect();
