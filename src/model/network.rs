@@ -288,6 +288,7 @@ impl Network {
                 }
                 _ => (),
             }
+            found |= self.head_modules().iter().any(|head| within(&head.name)); // trained whole in any case
             if !found {
                 crate::bad_input!("no module is called {name}, so it cannot be saved whole");
             }
