@@ -314,6 +314,7 @@ mod tests {
     #[test]
     fn a_row_that_is_not_there_is_an_error() {
         let (frozen, _) = both(24, 40);
-        assert_eq!(frozen.rows(&[24], &Device::Cpu).unwrap_err().to_string(), "row 24 of a matrix with 24 rows");
+        let error = frozen.rows(&[24], &Device::Cpu).unwrap_err().to_string();
+        assert!(error.starts_with("row 24 of a matrix with 24 rows"), "{error}");
     }
 }
