@@ -29,7 +29,7 @@ struct AddLowRank {
     scale: f32,
 }
 
-/// Columns of y that stay in registers while the r rows of M pass: four AVX-512 vectors.
+/// Columns of y that stay in registers while the r rows of M pass: eight AVX2 vectors.
 const TILE: usize = 64;
 
 impl InplaceOp3 for AddLowRank {

@@ -1,5 +1,5 @@
-//! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline, AVX2,
-//! AVX-512) and chosen at run time; nothing is contracted that is not written as `mul_add`, and sums have sixteen fixed lanes,
+//! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline and AVX2)
+//! and chosen at run time; nothing is contracted that is not written as `mul_add`, and sums have sixteen fixed lanes,
 //! so that every level gives the same bits.
 
 use pulp::Arch;
@@ -37,7 +37,7 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Lanes of a sum: the width of AVX-512, kept everywhere.
+/// Lanes of a sum: two AVX2 vectors, enough to hide the latency of an addition.
 const LANES: usize = 16;
 
 /// Σ f(aᵢ).
