@@ -50,7 +50,10 @@ pub enum Verb {
     #[cfg(feature = "hub")]
     Pull(commands::pull::PullArgs),
     /// Check a dataset, or part it
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  edgeft data check reviews.csv --model nano\nNext:\n  edgeft data split reviews.csv --out parts/"
+    )]
     Data(commands::data::DataVerb),
     /// Teach a model from a dataset: LoRA or every weight
     Tune(Box<commands::tune::TuneArgs>),
