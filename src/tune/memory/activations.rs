@@ -136,6 +136,16 @@ impl Activations {
         (self.layers * self.heads) as f64
     }
 
+    /// Width of a head.
+    pub fn head_dim(&self) -> f64 {
+        self.q as f64 / self.heads as f64
+    }
+
+    /// Share of the pairs of tokens whose probability is computed.
+    pub fn seen(&self) -> f64 {
+        if self.decoder { 0.5 } else { 1.0 }
+    }
+
     /// Multiply-adds of a token's logits.
     pub fn logits_width(&self) -> f64 {
         (self.vocab * self.hidden) as f64
