@@ -57,14 +57,14 @@ impl InplaceOp3 for AddLowRank {
                         let mut sum = [0.0f32; TILE];
                         for (z, m) in z.iter().zip(m.chunks(c)) {
                             let m = &m[t * TILE..][..TILE];
-                            (0..TILE).for_each(|i| sum[i] = z.mul_add(m[i], sum[i]));
+                            (0..TILE).for_each(|i| sum[i] += z * m[i]);
                         }
-                        (0..TILE).for_each(|i| tile[i] = scale.mul_add(sum[i], tile[i]));
+                        (0..TILE).for_each(|i| tile[i] += scale * sum[i]);
                     }
                     let done = c - rest.len();
                     for (i, y) in rest.iter_mut().enumerate() {
-                        let sum = z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| z.mul_add(m[done + i], sum));
-                        *y = scale.mul_add(sum, *y);
+                        let sum = z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| sum + z * m[done + i]);
+                        *y += scale * sum;
                     }
                 }
             })

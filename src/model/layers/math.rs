@@ -1,5 +1,5 @@
 //! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline and AVX2)
-//! and chosen at run time; nothing is contracted that is not written as `mul_add`, and sums have sixteen fixed lanes,
+//! and chosen at run time; nothing is contracted, and sums have sixteen fixed lanes,
 //! so that every level gives the same bits.
 
 use pulp::Arch;
@@ -10,7 +10,7 @@ pub fn wide<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
 }
 
-/// eˣ within 1 ULP for x in [-87, 88], held at the ends beyond; NaN stays NaN. x = n ln 2 + r by the two-part constant of
+/// eˣ within 2 ULP for x in [-87, 88], held at the ends beyond; NaN stays NaN. x = n ln 2 + r by the two-part constant of
 /// Cody and Waite, eʳ by the minimax polynomial of Cephes' `expf` (Moshier).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -19,14 +19,14 @@ pub fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_375;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.336_54, 88.376_26);
-    let t = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let t = x * std::f32::consts::LOG2_E + ROUND;
     let n = t - ROUND;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p.mul_add(r, c);
+        p = p * r + c;
     }
-    let p = p.mul_add(r * r, r) + 1.0;
+    let p = p * (r * r) + r + 1.0;
     // Times 2ⁿ: n is added to the exponent.
     f32::from_bits(p.to_bits().wrapping_add(t.to_bits() << 23))
 }
@@ -91,13 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_within_one_ulp_of_the_double() {
+    fn exp_is_within_two_ulp_of_the_double() {
         let mut worst = 0;
         for i in 0..2_000_000 {
             let x = -87.0 + i as f32 * (175.0 / 2_000_000.0);
             worst = worst.max(ulps(exp(x), f64::from(x).exp() as f32));
         }
-        assert!(worst <= 1, "{worst} ULP");
+        assert!(worst <= 2, "{worst} ULP");
         assert_eq!(exp(0.0), 1.0);
     }
 
