@@ -31,7 +31,7 @@ pub enum Side {
 pub struct Scan<'a> {
     check: &'a Check<'a>,
     side: Side,
-    rows: Box<dyn Iterator<Item = Result<Raw, DataError>>>,
+    rows: Rows,
     /// What the fields say.
     pub schema: Schema,
     /// Line of each row.
@@ -43,6 +43,9 @@ pub struct Scan<'a> {
     /// Rows that cannot be used, and why.
     pub dropped: BTreeMap<u32, String>,
 }
+
+/// The rows of a file, one at a time.
+type Rows = Box<dyn Iterator<Item = Result<Raw, DataError>>>;
 
 /// A row before it is understood.
 enum Raw {
@@ -227,7 +230,7 @@ impl RowReader<'_> {
 }
 
 /// The rows of a file and their schema. A plain text's rows are its lines that are not blank.
-fn open(path: &Path, task: Option<Task>) -> anyhow::Result<(Schema, Box<dyn Iterator<Item = Result<Raw, DataError>>>)> {
+fn open(path: &Path, task: Option<Task>) -> anyhow::Result<(Schema, Rows)> {
     if Format::of(path)? == Format::Txt {
         if let Some(other) = task.filter(|t| *t != Task::Text) {
             let reason =

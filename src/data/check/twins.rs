@@ -138,13 +138,13 @@ impl Keys {
                 row: word(&b[8..]),
                 label: word(&b[12..]),
             };
-            groups(&mut bytes.chunks_exact(WIDTH).map(key).collect(), f);
+            groups(&mut bytes.chunks_exact(WIDTH).map(key).collect::<Vec<_>>(), f);
         }
         Ok(())
     }
 }
 
-fn groups(keys: &mut Vec<Key>, f: &mut dyn FnMut(&[Key])) {
+fn groups(keys: &mut [Key], f: &mut dyn FnMut(&[Key])) {
     keys.sort_unstable();
     keys.chunk_by(|a, b| a.hash == b.hash).filter(|g| g.len() > 1).for_each(f);
 }

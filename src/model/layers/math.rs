@@ -16,7 +16,7 @@ pub fn wide<R>(f: impl FnOnce() -> R) -> R {
 pub fn exp(x: f32) -> f32 {
     /// Adding it rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.336_54, 88.376_26);
     let t = x * std::f32::consts::LOG2_E + ROUND;
