@@ -204,6 +204,11 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
     Ok(config)
 }
 
+/// Whether a model can be written as GGUF or ONNX.
+pub fn can_leave(config: &Config, task: Option<&Task>) -> bool {
+    spec(config, task, "").is_ok()
+}
+
 /// The network's shape in the words of the quantizer.
 fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<ModelSpec> {
     let decoder = config.family.is_decoder();

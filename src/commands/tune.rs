@@ -81,6 +81,8 @@ pub struct Tuned {
     pub val_rows: usize,
     /// Bytes that the plan said it would take.
     pub planned_bytes: u64,
+    /// Whether what was tuned can be written as GGUF.
+    pub can_leave: bool,
 }
 
 /// Runs the verb.
@@ -105,9 +107,11 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
         if o.stopped_by == "interrupted" {
             println!("interrupted; go on with the same command and --resume");
         } else {
-            println!(
-                "\nNext:\n  edgeft eval {out} --data test.jsonl\n  edgeft quantize {out} --type q4_k_m --out model.gguf"
-            );
+            println!("\nNext:\n  edgeft eval {out} --data test.jsonl");
+            match tuned.can_leave {
+                true => println!("  edgeft quantize {out} --type q4_k_m --out model.gguf"),
+                false => println!("  edgeft merge {out} --out merged/"),
+            }
         }
     });
     Ok(if o.stopped_by == "interrupted" { ExitCode::from(130) } else { ExitCode::SUCCESS })
@@ -198,7 +202,8 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         finish(&opened, &mut network, adapter.as_ref(), &folder)?;
     }
     let planned_bytes = plan.terms.peak();
-    Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len(), planned_bytes }))
+    let can_leave = crate::merge::can_leave(&opened.config, Some(&network.task));
+    Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len(), planned_bytes, can_leave }))
 }
 
 /// Flags over the file over, when resuming, what the run saved.

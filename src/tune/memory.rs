@@ -29,7 +29,6 @@ pub use weights::Weights;
 
 use super::config::{Method, TuneConfig};
 use crate::data::batch::{Row, Target, order};
-use clap::ValueEnum;
 
 /// Resident bytes of `edgeft tune` besides what is counted: code, threads and their stacks, buffers of the GEMM.
 const PROGRAM_BYTES: u64 = 26 << 20;
@@ -186,7 +185,8 @@ impl Plan {
         } else {
             ways.push("--method lora, which keeps no moments of frozen weights".to_owned());
         }
-        if Method::from_str("qlora", true).is_ok() && weights.read > 0 {
+        // A base in few bits has less to give.
+        if config.method != Method::Qlora && weights.bytes == 4 * weights.read {
             ways.push("--method qlora, which keeps the weights in 4 bits".to_owned());
         }
         ways.push(format!("--mem {}", mib(t.peak().next_multiple_of(1 << 20))));

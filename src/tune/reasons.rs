@@ -30,14 +30,20 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
         "trains about a hundredth of the weights, and what it learns can be taken off again",
     );
     if !full {
-        add("rank", c.rank.to_string(), given.rank.is_some(), "enough for a task of some thousand rows");
-        add("alpha", c.alpha.to_string(), given.alpha.is_some(), "twice the rank: adapters count double, as is usual");
-        add(
-            "targets",
-            c.targets.join(","),
-            given.targets.is_some(),
-            "every projection: the MLP's teach most, and attention alone learns less at the same size",
-        );
+        if c.method.has_pairs() {
+            add("rank", c.rank.to_string(), given.rank.is_some(), "enough for a task of some thousand rows");
+            add(
+                "alpha",
+                c.alpha.to_string(),
+                given.alpha.is_some(),
+                "twice the rank: adapters count double, as is usual",
+            );
+        }
+        let why_targets = match c.method {
+            Method::Ia3 => "keys, values and what the feed-forward takes: those that its authors scale",
+            _ => "every projection: the MLP's teach most, and attention alone learns less at the same size",
+        };
+        add("targets", c.targets.join(","), given.targets.is_some(), why_targets);
         add("dropout", c.dropout.to_string(), given.dropout.is_some(), "off: early stopping guards against too much");
     }
     add("neftune", c.neftune.to_string(), given.neftune.is_some(), "off: it helps chats, and hurts short labels");
@@ -64,6 +70,7 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
     );
     let why_lr = match (c.method, encoder) {
         (Method::Full, _) => "every weight moves: a tenth of what low rank bears",
+        (Method::Ia3, _) => "a vector has few weights, and each starts at one",
         (_, true) => "encoders with low rank: what the GLUE recipes of LoRA use",
         (_, false) if model.hidden_size <= 512 => "a small model: narrow layers bear a higher rate",
         _ => "low rank wants about ten times the rate of full tuning",

@@ -8,24 +8,6 @@ use crate::rng;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// Tokens that are summed in one chain of f32 additions.
-const BLOCK: usize = 64;
-
-/// aᵀ b over all tokens. a: (N, p), b: (N, q) → (p, q). In blocks, since the rounding of a sum grows with its length: a
-/// gradient should not depend on how its batch was cut.
-fn over_tokens(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let n = a.dim(0)?;
-    let part = |from: usize| {
-        let len = BLOCK.min(n - from);
-        a.narrow(0, from, len)?.t()?.matmul(&b.narrow(0, from, len)?)
-    };
-    let sum = part(0)?;
-    for from in (BLOCK..n).step_by(BLOCK) {
-        fused::add(&sum, &part(from)?)?;
-    }
-    Ok(sum)
-}
-
 /// Low-rank pair beside a weight.
 pub struct Lora {
     /// (r, in).
@@ -85,8 +67,8 @@ impl Lora {
     pub(super) fn weight_grads(&self, name: &str, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
         let z = x.matmul(&self.a.t()?)?;
         let dz = (dy.matmul(&self.b)? * self.scale)?;
-        grads.add(&format!("{name}.lora_B.weight"), (over_tokens(dy, &z)? * self.scale)?)?;
-        grads.add(&format!("{name}.lora_A.weight"), over_tokens(&dz, x)?)?;
+        grads.add(&format!("{name}.lora_B.weight"), (dy.t()?.matmul(&z)? * self.scale)?)?;
+        grads.add(&format!("{name}.lora_A.weight"), dz.t()?.matmul(x)?)?;
         Ok(dz)
     }
 
