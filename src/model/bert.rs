@@ -25,7 +25,6 @@ pub struct Saved {
     x: Tensor, // (N, C)
     attention: self_attention::Saved,
     before1: Tensor, // (N, C) input of the attention norm
-    x1: Tensor,      // (N, C)
     mlp: feed_forward::Saved,
     before2: Tensor, // (N, C) input of the output norm
 }
@@ -114,7 +113,7 @@ impl Block for PostNorm {
         let (h, mlp) = self.mlp.forward(&x1, at.pass)?;
         let before2 = (&x1 + h)?;
         let y = self.output_norm.forward(&before2)?;
-        Ok((y, Saved { x: x.clone(), attention, before1, x1, mlp, before2 }))
+        Ok((y, Saved { x: x.clone(), attention, before1, mlp, before2 }))
     }
 
     fn backward(
@@ -126,10 +125,11 @@ impl Block for PostNorm {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let d2 = self.output_norm.backward(&s.before2, dy, grads)?;
-        let dx1 = (&d2 + self.mlp.backward(&s.x1, &s.mlp, &d2, at.pass, grads)?)?;
+        let x1 = self.attention_norm.forward(&s.before1)?;
+        let dx1 = (&d2 + self.mlp.backward(&x1, s.mlp, &d2, at.pass, grads)?)?;
         let d1 = self.attention_norm.backward(&s.before1, &dx1, grads)?;
         let segments = &at.batch.segments;
-        let dx = self.attention.backward(&s.x, &s.attention, &d1, segments, None, at.pass, grads, want_dx)?;
+        let dx = self.attention.backward(&s.x, s.attention, &d1, segments, None, at.pass, grads, want_dx)?;
         dx.map(|dx| d1 + dx).transpose()
     }
 

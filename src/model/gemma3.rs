@@ -26,12 +26,10 @@ pub struct Sandwich {
 
 /// What one block keeps for its backward.
 pub struct Saved {
-    x: Tensor,  // (N, C) input of the block
-    n1: Tensor, // (N, C) normed input
+    x: Tensor, // (N, C) input of the block
     attention: self_attention::Saved,
     o: Tensor,  // (N, C) before the norm behind the attention
     x1: Tensor, // (N, C) after attention
-    n2: Tensor, // (N, C)
     mlp: feed_forward::Saved,
     h: Tensor, // (N, C) before the norm behind the feed-forward
 }
@@ -88,7 +86,7 @@ impl Block for Sandwich {
         let n2 = self.pre_feedforward_layernorm.forward(&x1)?;
         let (h, mlp) = self.mlp.forward(&n2, at.pass)?;
         let y = (&x1 + self.post_feedforward_layernorm.forward(&h)?)?;
-        Ok((y, Saved { x: x.clone(), n1, attention, o, x1, n2, mlp, h }))
+        Ok((y, Saved { x: x.clone(), attention, o, x1, mlp, h }))
     }
 
     fn backward(
@@ -100,12 +98,14 @@ impl Block for Sandwich {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let dh = self.post_feedforward_layernorm.backward(&s.h, dy, grads)?;
-        let dn2 = self.mlp.backward(&s.n2, &s.mlp, &dh, at.pass, grads)?;
+        let n2 = self.pre_feedforward_layernorm.forward(&s.x1)?;
+        let dn2 = self.mlp.backward(&n2, s.mlp, &dh, at.pass, grads)?;
         let dx1 = (dy + self.pre_feedforward_layernorm.backward(&s.x1, &dn2, grads)?)?;
         let d_o = self.post_attention_layernorm.backward(&s.o, &dx1, grads)?;
         let (segments, angles) = (&at.batch.segments, at.angles.get(self.rope));
         let want_dn1 = want_dx || self.input_layernorm.trained;
-        let dn1 = self.attention.backward(&s.n1, &s.attention, &d_o, segments, angles, at.pass, grads, want_dn1)?;
+        let n1 = self.input_layernorm.forward(&s.x)?;
+        let dn1 = self.attention.backward(&n1, s.attention, &d_o, segments, angles, at.pass, grads, want_dn1)?;
         let Some(dn1) = dn1 else { return Ok(None) };
         Ok(Some((dx1 + self.input_layernorm.backward(&s.x, &dn1, grads)?)?))
     }

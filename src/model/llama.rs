@@ -27,13 +27,11 @@ pub struct PreNorm {
     pub mlp: FeedForward,
 }
 
-/// What one block keeps for its backward.
+/// What one block keeps for its backward: what costs a GEMM to make. Norms and activations are made again.
 pub struct Saved {
-    x: Tensor,  // (N, C) input of the block
-    n1: Tensor, // (N, C) normed input
+    x: Tensor, // (N, C) input of the block
     attention: self_attention::Saved,
     x1: Tensor, // (N, C) after attention
-    n2: Tensor, // (N, C)
     mlp: feed_forward::Saved,
 }
 
@@ -110,7 +108,7 @@ impl Block for PreNorm {
         let n2 = self.post_attention_norm.forward(&x1)?;
         let (h, mlp) = self.mlp.forward(&n2, at.pass)?;
         fused::add(&h, &x1)?;
-        Ok((h, Saved { x: x.clone(), n1, attention, x1, n2, mlp }))
+        Ok((h, Saved { x: x.clone(), attention, x1, mlp }))
     }
 
     fn backward(
@@ -121,12 +119,15 @@ impl Block for PreNorm {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let dn2 = self.mlp.backward(&s.n2, &s.mlp, dy, at.pass, grads)?;
+        let n2 = self.post_attention_norm.forward(&s.x1)?;
+        let dn2 = self.mlp.backward(&n2, s.mlp, dy, at.pass, grads)?;
+        drop(n2);
         let dx1 = self.post_attention_norm.backward(&s.x1, &dn2, grads)?;
         fused::add(&dx1, dy)?;
         let (segments, angles) = (&at.batch.segments, at.angles.first());
         let want_dn1 = want_dx || self.input_norm.trained;
-        let dn1 = self.attention.backward(&s.n1, &s.attention, &dx1, segments, angles, at.pass, grads, want_dn1)?;
+        let n1 = self.input_norm.forward(&s.x)?;
+        let dn1 = self.attention.backward(&n1, s.attention, &dx1, segments, angles, at.pass, grads, want_dn1)?;
         let Some(dn1) = dn1 else { return Ok(None) };
         let dx = self.input_norm.backward(&s.x, &dn1, grads)?;
         fused::add(&dx, &dx1)?;

@@ -138,17 +138,18 @@ impl Network {
         Ok(self.head_loss(&h, &batch, rows, None, Pass::EVAL, &mut Grads::default())?.0)
     }
 
-    /// Loss sums of the rows; adds to `grads` the gradient of `weight` times the summed loss.
+    /// Loss sums of the rows; adds to `grads` the gradient of `weight` times the summed loss. The lowest `again` blocks are
+    /// computed again in the backward instead of kept.
     pub fn loss_and_grad(
         &self,
         rows: &[&Row],
         weight: f32,
         pass: Pass,
-        recompute: bool,
+        again: usize,
         grads: &mut Grads,
     ) -> Result<LossSum> {
         let batch = Self::pack(rows);
-        let (h, backward) = self.trunk.forward_keep(&batch, pass, recompute)?;
+        let (h, backward) = self.trunk.forward_keep(&batch, pass, again)?;
         let (loss, dh) = self.head_loss(&h, &batch, rows, Some(weight), pass, grads)?;
         if let Some(dh) = dh {
             backward(&dh, grads)?;
@@ -195,7 +196,7 @@ impl Network {
                 let at = last(&batch.segments);
                 let x = pick(h, &at)?;
                 let (loss, dlogits) =
-                    head::cross_entropy(&linear.forward(&x, pass)?, &classes(rows)?, weight.unwrap_or(0.0))?;
+                    head::cross_entropy(linear.forward(&x, pass)?, &classes(rows)?, weight.unwrap_or(0.0))?;
                 let Some(_) = weight else { return Ok((loss, None)) };
                 let dx = linear.backward(&x, &dlogits, pass, grads)?;
                 Ok((loss, Some(scatter(h, &at, &dx)?)))
@@ -206,7 +207,7 @@ impl Network {
                 let wide = dense.forward(&x, pass)?;
                 let y = act.forward(&wide)?;
                 let logits = out.forward(&y, pass)?;
-                let (loss, dlogits) = head::cross_entropy(&logits, &classes(rows)?, weight.unwrap_or(0.0))?;
+                let (loss, dlogits) = head::cross_entropy(logits, &classes(rows)?, weight.unwrap_or(0.0))?;
                 let Some(_) = weight else { return Ok((loss, None)) };
                 let dy = out.backward(&y, &dlogits, pass, grads)?;
                 let dx = dense.backward(&x, &act.backward(&wide, &dy)?, pass, grads)?;
@@ -222,7 +223,7 @@ impl Network {
                     };
                     let both = logits.narrow(0, segment.start, segment.len)?.t()?.contiguous()?; // (2, T)
                     // transformers takes the mean of the start's and the end's loss
-                    let (sum, d) = head::cross_entropy(&both, &[start, end], 0.5 * weight.unwrap_or(0.0))?;
+                    let (sum, d) = head::cross_entropy(both, &[start, end], 0.5 * weight.unwrap_or(0.0))?;
                     loss += LossSum { nll: sum.nll / 2.0, count: 1, right: sum.right / 2 };
                     parts.push(d.t()?.contiguous()?);
                 }

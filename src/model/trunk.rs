@@ -21,9 +21,9 @@ pub trait Trunk: Send + Sync {
     /// Hidden states behind the last layer (N, C), without keeping anything.
     fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor>;
 
-    /// As [`Trunk::forward`], with the backward: it holds every activation, or with `recompute` only the blocks' inputs. It
-    /// adds to the gradients those of all that is trained.
-    fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Backward<'a>)>;
+    /// As [`Trunk::forward`], with the backward: it holds what the blocks keep, but only the inputs of the lowest `again`
+    /// blocks that learn, which it computes again. It adds to the gradients those of all that is trained.
+    fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, again: usize) -> Result<(Tensor, Backward<'a>)>;
 
     /// Every projection, in network order.
     fn linears(&mut self) -> Vec<&mut Linear>;
@@ -117,7 +117,7 @@ impl<B: Block> Trunk for Stack<B> {
         self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
 
-    fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, recompute: bool) -> Result<(Tensor, Backward<'a>)> {
+    fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, again: usize) -> Result<(Tensor, Backward<'a>)> {
         let at = self.context(batch, pass);
         let mut x = self.embeddings.forward(batch, pass)?;
         let mut kept = Vec::with_capacity(self.blocks.len());
@@ -125,9 +125,9 @@ impl<B: Block> Trunk for Stack<B> {
         for block in below {
             x = block.forward(&x, &at)?.0;
         }
-        for block in learning {
+        for (i, block) in learning.iter().enumerate() {
             let (y, saved) = block.forward(&x, &at)?;
-            kept.push(if recompute { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
+            kept.push(if i < again { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
             x = y;
         }
         let h = self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))?;

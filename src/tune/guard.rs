@@ -105,7 +105,7 @@ mod tests {
         let target_modules = vec!["q_proj".into(), "down_proj".into()];
         peft::attach(&mut network, &AdapterConfig { r: 2, alpha: 4.0, target_modules, ..AdapterConfig::default() }, 0)?;
         let mut grads = Grads::default();
-        network.loss_and_grad(&[row], 1.0, crate::model::layers::Pass::EVAL, false, &mut grads)?;
+        network.loss_and_grad(&[row], 1.0, crate::model::layers::Pass::EVAL, 0, &mut grads)?;
         spoil(&mut grads);
         every_weight_learns(&mut network, &grads, attends(&[row]))
     }

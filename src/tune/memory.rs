@@ -91,8 +91,8 @@ pub struct Plan {
     pub activations: Activations,
     /// The most parts that a micro-batch is cut in.
     pub parts: usize,
-    /// Whether some part computes its activations again.
-    pub recompute: bool,
+    /// The most blocks that a part computes again in its backward.
+    pub again: usize,
 }
 
 impl Plan {
@@ -122,7 +122,7 @@ impl Plan {
             activations: Taken::default(),
         };
         activations.room = config.mem.map(|mem| mem.saturating_sub(terms.standing()));
-        let mut plan = Self { terms, activations, parts: 1, recompute: false };
+        let mut plan = Self { terms, activations, parts: 1, again: 0 };
         plan.walk(config, train, val);
         match config.mem {
             Some(mem) if plan.terms.peak() > mem => Err(plan.refusal(mem, config, weights, train)),
@@ -138,9 +138,9 @@ impl Plan {
             rows.sort_by_key(|r| (r.ids.len(), r.keys));
             let parts = self.activations.parts(&rows);
             self.parts = self.parts.max(parts.len());
-            for (part, recompute) in parts {
-                self.recompute |= recompute;
-                self.worst(self.activations.taken(part, recompute));
+            for (part, again) in parts {
+                self.again = self.again.max(again);
+                self.worst(self.activations.taken(part, again as u64));
             }
         }
         let mut held: Vec<&Row> = val.iter().collect();
@@ -166,7 +166,7 @@ impl Plan {
         while shorter > 16 {
             shorter /= 2;
             let row = Row::new(vec![0; shorter], Target::Tokens(vec![Some(0); shorter]), 0);
-            let needs = t.standing() + self.activations.taken(&[&row], true).peak();
+            let needs = t.standing() + self.activations.taken(&[&row], self.activations.most_again()).peak();
             if needs <= mem {
                 ways.push(format!("--max-len {shorter} ({})", mib(needs)));
                 break;
@@ -266,22 +266,23 @@ mod tests {
     fn a_tighter_bound_cuts_then_computes_again_then_refuses_with_what_would_fit() {
         let rows = rows(&[600; 16]);
         let free = plan(None, &rows).unwrap();
-        assert_eq!((free.parts, free.recompute), (1, false));
-        let mut seen = vec![(1, false)];
+        assert_eq!((free.parts, free.again), (1, 0));
+        let mut seen = vec![(1, 0)];
         let mut mem = free.terms.peak();
         let refusal = loop {
             match plan(Some(mem), &rows) {
                 Ok(p) => {
                     assert!(p.terms.peak() <= mem, "{} > {mem}", p.terms.peak());
-                    seen.push((p.parts, p.recompute));
+                    seen.push((p.parts, p.again));
                 }
                 Err(e) => break e.to_string(),
             }
             mem -= mem / 50;
         };
-        assert_eq!(seen[1], (1, false));
-        assert!(seen.iter().any(|(parts, again)| *parts > 1 && !again), "{seen:?}");
-        assert_eq!(*seen.last().unwrap(), (16, true), "{seen:?}");
+        assert_eq!(seen[1], (1, 0));
+        assert!(seen.iter().any(|(parts, again)| *parts > 1 && *again == 0), "{seen:?}");
+        assert!(seen.iter().any(|(_, again)| (1..4).contains(again)), "{seen:?}");
+        assert_eq!(*seen.last().unwrap(), (16, 3), "{seen:?}");
         for word in ["--mem ", "weights 12MiB", "--max-len ", "one row of 600 tokens"] {
             assert!(refusal.contains(word), "no `{word}` in: {refusal}");
         }

@@ -74,9 +74,9 @@ fn per_call(call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
 }
 
 impl Work {
-    /// Of learning from rows once: a forward, a backward, and another forward where activations are computed again.
-    pub fn learning(a: &Activations, weights: &Weights, config: &TuneConfig, rows: &[Row], recompute: bool) -> Self {
-        let forwards = if recompute { 2.0 } else { 1.0 };
+    /// Of learning from rows once: a forward, a backward, and another forward of the `again` blocks that are computed again.
+    pub fn learning(a: &Activations, weights: &Weights, config: &TuneConfig, rows: &[Row], again: usize) -> Self {
+        let forwards = 1.0 + again as f64 / a.layers() as f64;
         let full = if config.method == Method::Full { 1.0 } else { 0.0 };
         let beside = if config.method == Method::Full { 0.0 } else { weights.trained as f64 };
         let narrow = (WIDE_HEAD / a.head_dim()).max(1.0);

@@ -121,8 +121,8 @@ impl Trainer<'_> {
             let mut loss = LossSum::default();
             for rows in &micro {
                 let mut pass = Pass { train: true, seed: c.seed, step: state.micro, noise: c.neftune, ..Pass::EVAL };
-                for (part, recompute) in self.activations.parts(rows) {
-                    loss += self.network.loss_and_grad(part, 1.0 / targets as f32, pass, recompute, &mut grads)?;
+                for (part, again) in self.activations.parts(rows) {
+                    loss += self.network.loss_and_grad(part, 1.0 / targets as f32, pass, again, &mut grads)?;
                     pass.first += part.iter().map(|r| r.ids.len()).sum::<usize>();
                     pass.first_row += part.len();
                 }

@@ -198,7 +198,7 @@ fn agrees(case: Case, weights: &Tensors, loss: impl Fn(&Weights, &Row) -> Result
     let total = Tensor::stack(&losses, 0).unwrap().sum_all().unwrap();
     let tape = total.backward().expect("the tape");
     let mut grads = Grads::default();
-    let ours = case.network.loss_and_grad(&case.rows(), 1.0, Pass::EVAL, false, &mut grads).expect("ours").nll;
+    let ours = case.network.loss_and_grad(&case.rows(), 1.0, Pass::EVAL, 0, &mut grads).expect("ours").nll;
     let theirs = f64::from(total.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap());
     assert!((ours - theirs).abs() <= 1e-5 * theirs.abs(), "loss {ours} against {theirs}");
     assert!(!grads.0.is_empty());

@@ -187,7 +187,7 @@ fn a_file_holds_the_very_weights_of_the_last_forward_under_qat() {
         let before = network.loss(&rows).unwrap().nll;
         for _ in 0..8 {
             let mut grads = Grads::default();
-            network.loss_and_grad(&rows, 0.02, Pass::EVAL, false, &mut grads).unwrap();
+            network.loss_and_grad(&rows, 0.02, Pass::EVAL, 0, &mut grads).unwrap();
             optimizer.step(&mut network, &grads, 2e-3, 1.0).unwrap();
         }
         let after = network.loss(&rows).unwrap().nll;
@@ -235,7 +235,7 @@ fn the_gradient_under_qat_is_that_of_the_rounded_network() {
             network.round(&export::types(&opened, mix).unwrap());
         }
         let mut grads = Grads::default();
-        network.loss_and_grad(&rows, 1.0, Pass::EVAL, false, &mut grads).unwrap();
+        network.loss_and_grad(&rows, 1.0, Pass::EVAL, 0, &mut grads).unwrap();
         grads.0
     };
     let (through, rounded) = (gradient("base", Some(Mix::Q4_0)), gradient("dense", None));

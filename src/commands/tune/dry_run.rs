@@ -38,7 +38,7 @@ impl DryRun<'_> {
         // Time.
         let speed = Speed::measure(self.model.hidden_size, self.model.intermediate_size)?;
         let activations = &self.plan.activations;
-        let learning = Work::learning(activations, &w, c, &read.train, self.plan.recompute).times(epochs)
+        let learning = Work::learning(activations, &w, c, &read.train, self.plan.again).times(epochs)
             + Work::steps(&w, steps as f64);
         let reading = Work::reading(activations, &w, &read.val).times(evaluations as f64);
         let seconds = speed.seconds(learning + reading);
@@ -58,7 +58,7 @@ impl DryRun<'_> {
             "longest": longest, "trainable_params": w.trained, "params": w.read, "share": share,
             "steps": steps, "steps_per_epoch": per_epoch, "evaluations": evaluations,
             "memory": memory, "planned_mib": self.plan.terms.peak() as f64 / 1048576.0,
-            "recompute": self.plan.recompute, "parts": self.plan.parts,
+            "recompute": self.plan.again > 0, "blocks_again": self.plan.again, "parts": self.plan.parts,
             "expected": {"seconds": seconds, "tokens_per_s": tokens_per_s, "gflops": speed.flops / 1e9,
                 "fits_budget": c.budget.map(|b| b >= seconds)},
             "settings": c.to_settings(),
@@ -94,9 +94,12 @@ impl DryRun<'_> {
                 .map(|(name, bytes, what)| vec![name.into(), mib(bytes), what.into()])
                 .collect();
             indented(&show::table_with(&rows, &[0, 2]));
-            if self.plan.parts > 1 || self.plan.recompute {
-                let again = if self.plan.recompute { ", activations computed again" } else { "" };
-                println!("          micro-batches in up to {} parts{again}", self.plan.parts);
+            if self.plan.parts > 1 {
+                println!("          micro-batches in up to {} parts", self.plan.parts);
+            }
+            if self.plan.again > 0 {
+                let of = activations.layers();
+                println!("          {} of {of} blocks computed again in the backward, not kept", self.plan.again);
             }
             println!("settings");
             let rows: Vec<Vec<String>> =

@@ -107,6 +107,11 @@ impl Family {
         matches!(self, Self::Qwen3 | Self::Gemma3)
     }
 
+    /// Whether the feed-forward multiplies with a gate: two wide activations, not one.
+    pub fn gates(self) -> bool {
+        self.rotates()
+    }
+
     /// Whether its projections lie in files as (in, out): GPT-2's `Conv1D`, PEFT's `fan_in_fan_out`.
     pub fn stores_transposed(self) -> bool {
         self == Self::Gpt2

@@ -4,7 +4,7 @@
 //! stacked as rows, so keys and values are never repeated: scores are (n K, G T, T).
 //! The backward computes the probabilities again instead of keeping them.
 
-use super::host::Host;
+use super::fused;
 use super::math::{self, wide};
 use crate::model::Segment;
 use crate::model::config::Config;
@@ -76,7 +76,8 @@ impl Attention {
             let dout = self.split_q(dy, g)?;
             dv.push(self.join_kv(&p.t()?.matmul(&dout)?, g)?);
             let dp = dout.matmul(&self.split_kv(v, g)?.t()?)?;
-            let ds = self.softmax_backward(&p, &dp)?;
+            self.softmax_backward(&p, &dp)?;
+            let ds = dp;
             dq.push(self.join_q(&ds.matmul(&self.split_kv(k, g)?)?, g)?);
             dk.push(self.join_kv(&ds.t()?.matmul(&self.split_q(q, g)?)?, g)?);
         }
@@ -86,43 +87,41 @@ impl Attention {
     /// (n K, G T, T).
     fn probabilities(&self, q: &Tensor, k: &Tensor, g: &Group) -> Result<Tensor> {
         let scores = self.split_q(q, g)?.matmul(&self.split_kv(k, g)?.t()?)?;
-        let host = Host::new(&scores)?;
-        let mut out = vec![0.0; scores.elem_count()];
         let len = g.len;
-        out.par_chunks_mut(len * len).zip(host.slice().par_chunks(len * len)).for_each(|(out, scores)| {
-            for (t, (out, s)) in out.chunks_mut(len).zip(scores.chunks(len)).enumerate() {
-                let end = if self.causal { (t + 1).min(g.keys) } else { g.keys };
-                let begin = self.window.map_or(0, |w| (t + 1).saturating_sub(w)).min(end);
-                wide(|| {
-                    let (s, out, scale) = (&s[begin..end], &mut out[begin..end], self.scale);
-                    let max = math::max(s);
-                    out.iter_mut().zip(s).for_each(|(p, s)| *p = math::exp((s - max) * scale));
-                    let inverse = 1.0 / math::sum(out, |p| p);
-                    out.iter_mut().for_each(|p| *p *= inverse);
-                })
-            }
-        });
-        Tensor::from_vec(out, scores.shape(), scores.device())
-    }
-
-    fn softmax_backward(&self, p: &Tensor, dp: &Tensor) -> Result<Tensor> {
-        let width = p.dim(2)?;
-        let (ps, dps) = (Host::new(p)?, Host::new(dp)?);
-        let mut out = vec![0.0; p.elem_count()];
-        let chunk = width * super::host::rows_per_task(width);
-        out.par_chunks_mut(chunk).zip(ps.slice().par_chunks(chunk).zip(dps.slice().par_chunks(chunk))).for_each(
-            |(out, (p, dp))| {
-                for (out, (p, dp)) in out.chunks_mut(width).zip(p.chunks(width).zip(dp.chunks(width))) {
+        fused::change(&scores, |scores| {
+            scores.par_chunks_mut(len * len).for_each(|scores| {
+                for (t, s) in scores.chunks_mut(len).enumerate() {
+                    let end = if self.causal { (t + 1).min(g.keys) } else { g.keys };
+                    let begin = self.window.map_or(0, |w| (t + 1).saturating_sub(w)).min(end);
+                    s[..begin].fill(0.0);
+                    s[end..].fill(0.0);
+                    let (seen, scale) = (&mut s[begin..end], self.scale);
                     wide(|| {
-                        let (along, scale) = (math::sum2(p, dp, |p, d| p * d), self.scale);
-                        for ((out, p), d) in out.iter_mut().zip(p).zip(dp) {
-                            *out = p * (d - along) * scale;
-                        }
+                        let max = math::max(seen);
+                        seen.iter_mut().for_each(|s| *s = math::exp((*s - max) * scale));
+                        let inverse = 1.0 / math::sum(seen, |p| p);
+                        seen.iter_mut().for_each(|p| *p *= inverse);
                     })
                 }
-            },
-        );
-        Tensor::from_vec(out, p.shape(), p.device())
+            });
+        })?;
+        Ok(scores)
+    }
+
+    /// dP becomes dS.
+    fn softmax_backward(&self, p: &Tensor, dp: &Tensor) -> Result<()> {
+        let width = p.dim(2)?;
+        let chunk = width * super::host::rows_per_task(width);
+        fused::change_by(dp, p, |dp, p| {
+            dp.par_chunks_mut(chunk).zip(p.par_chunks(chunk)).for_each(|(dp, p)| {
+                for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
+                    wide(|| {
+                        let (along, scale) = (math::sum2(p, dp, |p, d| p * d), self.scale);
+                        dp.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along) * scale);
+                    })
+                }
+            });
+        })
     }
 
     /// Rows of the group of (N, H D) → (n K, G T, D).

@@ -3,7 +3,7 @@
 
 use super::host::rows_per_task;
 use super::math::wide;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// y += s z M with z: (N, r), M: (r, C), y: (N, C); r is small, so one pass over y replaces three.
@@ -17,10 +17,49 @@ pub fn add_low_rank(y: &Tensor, z: &Tensor, m: &Tensor, scale: f64) -> Result<()
 
 /// y += x, of one shape.
 pub fn add(y: &Tensor, x: &Tensor) -> Result<()> {
+    const CHUNK: usize = 16 * 1024;
+    change_by(y, x, |y, x| {
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+        });
+    })
+}
+
+/// Hands the values of y to `f`, which may change them.
+pub fn change(y: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
+    y.inplace_op1(&Change(f))
+}
+
+/// The same beside those of x, of the same shape.
+pub fn change_by(y: &Tensor, x: &Tensor, f: impl Fn(&mut [f32], &[f32])) -> Result<()> {
     if y.shape() != x.shape() {
-        bail!("{:?} += {:?}: the shapes do not fit", y.shape(), x.shape());
+        bail!("{:?} is changed by {:?}: the shapes do not fit", y.shape(), x.shape());
     }
-    y.inplace_op2(&x.contiguous()?, &Add)
+    y.inplace_op2(&x.contiguous()?, &Change(f))
+}
+
+struct Change<F>(F);
+
+impl<F: Fn(&mut [f32])> InplaceOp1 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change-in-place"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout) -> Result<()> {
+        self.0(slice_mut(y, ly)?);
+        Ok(())
+    }
+}
+
+impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change-in-place-by"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        self.0(slice_mut(y, ly)?, slice(x, lx)?);
+        Ok(())
+    }
 }
 
 struct AddLowRank {
@@ -29,8 +68,34 @@ struct AddLowRank {
     scale: f32,
 }
 
-/// Columns of y that stay in registers while the r rows of M pass: eight AVX2 vectors.
-const TILE: usize = 64;
+/// What of y stays in registers while the r rows of M pass: each vector of M that is loaded serves four rows.
+const ROWS: usize = 4;
+const TILE: usize = 32;
+
+/// y += s z M for some rows, (n, r) and (r, c).
+#[inline(always)]
+fn low_rank<const N: usize>(y: &mut [f32], z: &[f32], m: &[f32], (r, c): (usize, usize), scale: f32) {
+    let whole = c / TILE * TILE;
+    for from in (0..whole).step_by(TILE) {
+        let mut sums = [[0.0f32; TILE]; N];
+        for (k, m) in m.chunks(c).enumerate() {
+            let m: &[f32; TILE] = m[from..].first_chunk().unwrap_or(&[0.0; TILE]);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let z = z[i * r + k];
+                (0..TILE).for_each(|j| sum[j] += z * m[j]);
+            }
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let y = &mut y[i * c + from..][..TILE];
+            (0..TILE).for_each(|j| y[j] += scale * sum[j]);
+        }
+    }
+    for (y, z) in y.chunks_mut(c).zip(z.chunks(r)) {
+        for (j, y) in y.iter_mut().enumerate().skip(whole) {
+            *y += scale * z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| sum + z * m[j]);
+        }
+    }
+}
 
 impl InplaceOp3 for AddLowRank {
     fn name(&self) -> &'static str {
@@ -51,20 +116,11 @@ impl InplaceOp3 for AddLowRank {
         let rows = rows_per_task(c);
         y.par_chunks_mut(rows * c).zip(z.par_chunks(rows * r)).for_each(|(y, z)| {
             wide(|| {
-                for (y, z) in y.chunks_mut(c).zip(z.chunks(r)) {
-                    let (tiles, rest) = y.as_chunks_mut::<TILE>();
-                    for (t, tile) in tiles.iter_mut().enumerate() {
-                        let mut sum = [0.0f32; TILE];
-                        for (z, m) in z.iter().zip(m.chunks(c)) {
-                            let m = &m[t * TILE..][..TILE];
-                            (0..TILE).for_each(|i| sum[i] += z * m[i]);
-                        }
-                        (0..TILE).for_each(|i| tile[i] += scale * sum[i]);
-                    }
-                    let done = c - rest.len();
-                    for (i, y) in rest.iter_mut().enumerate() {
-                        let sum = z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| sum + z * m[done + i]);
-                        *y += scale * sum;
+                for (y, z) in y.chunks_mut(ROWS * c).zip(z.chunks(ROWS * r)) {
+                    if y.len() == ROWS * c {
+                        low_rank::<ROWS>(y, z, m, (r, c), scale);
+                    } else {
+                        y.chunks_mut(c).zip(z.chunks(r)).for_each(|(y, z)| low_rank::<1>(y, z, m, (r, c), scale));
                     }
                 }
             })
@@ -73,35 +129,18 @@ impl InplaceOp3 for AddLowRank {
     }
 }
 
-struct Add;
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add-in-place"
-    }
-
-    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
-        const CHUNK: usize = 16 * 1024;
-        let (x, y) = (slice(x, lx)?, slice_mut(y, ly)?);
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
-        });
-        Ok(())
-    }
-}
-
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("a sum in place needs contiguous tensors, got strides {:?}", layout.stride()),
+        None => bail!("a change in place needs contiguous tensors, got strides {:?}", layout.stride()),
     }
 }
 
 fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     match (layout.contiguous_offsets(), storage) {
         (Some((start, end)), CpuStorage::F32(values)) => Ok(&mut values[start..end]),
-        (None, _) => bail!("a sum in place needs contiguous tensors, got strides {:?}", layout.stride()),
-        _ => bail!("a sum in place needs f32"),
+        (None, _) => bail!("a change in place needs contiguous tensors, got strides {:?}", layout.stride()),
+        _ => bail!("a change in place needs f32"),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Losses. The language-model head never holds logits for the whole batch: rows without a label are left out before the
 //! head, and the rest pass through it [`CHUNK`] at a time, each chunk turned into its gradient before the next.
 
-use super::host::Host;
+use super::fused;
 use super::math::{self, wide};
 use super::{Grads, linear::Linear};
 use candle_core::{Result, Tensor};
+use parking_lot::Mutex;
 use rayon::prelude::*;
 
 /// Rows of logits alive at once.
@@ -32,40 +33,42 @@ impl std::ops::AddAssign for LossSum {
     }
 }
 
-/// Cross-entropy of (N, V) logits against one target a row, and its gradient (p - onehot) * `weight`.
-pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(LossSum, Tensor)> {
+/// Cross-entropy of (N, V) logits against one target a row. The logits become their gradient, (p - onehot) * `weight`, in
+/// place: a batch of them is the largest thing that a step makes.
+pub fn cross_entropy(logits: Tensor, targets: &[u32], weight: f32) -> Result<(LossSum, Tensor)> {
     let width = logits.dim(1)?;
     let logits = logits.contiguous()?;
-    let host = Host::new(&logits)?;
-    let mut grad = vec![0.0; logits.elem_count()];
-    let rows: Vec<(f64, bool)> = grad
-        .par_chunks_mut(width)
-        .zip(host.slice().par_chunks(width).zip(targets))
-        .map(|(grad, (x, &target))| {
-            let target = target as usize;
-            let (others, own, max) = wide(|| {
-                let max = math::max(x);
-                grad.iter_mut().zip(x).for_each(|(g, x)| *g = math::exp(x - max));
-                let own = std::mem::take(&mut grad[target]);
-                // Blocks in f32, their sums in f64: a vocabulary of 10⁵ small terms loses nothing.
-                let others: f64 = grad.chunks(BLOCK).map(|b| f64::from(math::sum(b, |g| g))).sum();
-                let scale = (f64::from(weight) / (others + f64::from(own))) as f32;
-                grad.iter_mut().for_each(|g| *g *= scale);
-                (others, f64::from(own), max)
-            });
-            let sum = others + own;
-            // p - 1 of the target as what the others have: near a certain answer the difference would be rounding alone.
-            grad[target] = -(f64::from(weight) * others / sum) as f32;
-            let first = x.iter().position(|x| *x == max);
-            (sum.ln() - f64::from(x[target] - max), first == Some(target))
-        })
-        .collect();
-    let mut loss = LossSum { count: targets.len(), ..Default::default() };
-    for (nll, right) in rows {
-        loss.nll += nll;
-        loss.right += usize::from(right);
-    }
-    Ok((loss, Tensor::from_vec(grad, logits.shape(), logits.device())?))
+    let loss = Mutex::new(LossSum { count: targets.len(), ..Default::default() });
+    fused::change(&logits, |values| {
+        let rows: Vec<(f64, bool)> =
+            values.par_chunks_mut(width).zip(targets).map(|(x, target)| row(x, *target as usize, weight)).collect();
+        let mut loss = loss.lock();
+        for (nll, right) in rows {
+            loss.nll += nll;
+            loss.right += usize::from(right);
+        }
+    })?;
+    Ok((loss.into_inner(), logits))
+}
+
+/// One row: nats, and whether its largest logit is the target.
+fn row(x: &mut [f32], target: usize, weight: f32) -> (f64, bool) {
+    let logit = x[target];
+    let (others, own, max, right) = wide(|| {
+        let max = math::max(x);
+        let right = x.iter().position(|x| *x == max) == Some(target);
+        x.iter_mut().for_each(|x| *x = math::exp(*x - max));
+        let own = std::mem::take(&mut x[target]);
+        // Blocks in f32, their sums in f64: a vocabulary of 10⁵ small terms loses nothing.
+        let others: f64 = x.chunks(BLOCK).map(|b| f64::from(math::sum(b, |g| g))).sum();
+        let scale = (f64::from(weight) / (others + f64::from(own))) as f32;
+        x.iter_mut().for_each(|x| *x *= scale);
+        (others, f64::from(own), max, right)
+    });
+    let sum = others + own;
+    // p - 1 of the target as what the others have: near a certain answer the difference would be rounding alone.
+    x[target] = -(f64::from(weight) * others / sum) as f32;
+    (sum.ln() - f64::from(logit - max), right)
 }
 
 /// Cross-entropy of `head(h)` at the learned rows of h: (N, C).
@@ -87,7 +90,7 @@ pub fn linear_cross_entropy(
         let index = Tensor::new(rows, h.device())?;
         let x = h.index_select(&index, 0)?;
         let logits = head.forward(&x, super::Pass::EVAL)?;
-        let (sum, dlogits) = cross_entropy(&logits, learned, weight.unwrap_or(0.0))?;
+        let (sum, dlogits) = cross_entropy(logits, learned, weight.unwrap_or(0.0))?;
         loss += sum;
         if weight.is_some() {
             parts.push(head.backward(&x, &dlogits, super::Pass::EVAL, grads)?);

@@ -59,7 +59,7 @@ impl SelfAttention {
     pub fn backward(
         &self,
         x: &Tensor,
-        s: &Saved,
+        s: Saved,
         dy: &Tensor,
         segments: &[Segment],
         angles: Option<&Angles>,
@@ -68,7 +68,9 @@ impl SelfAttention {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let d_o = self.out.backward(&s.o, dy, pass, grads)?;
+        drop(s.o);
         let (mut dq, mut dk, dv) = self.attention.backward(&s.q, &s.k, &s.v, &d_o, segments)?;
+        drop((s.q, s.k, s.v, d_o));
         if let Some(angles) = angles {
             (dq, dk) = (angles.backward(&dq)?, angles.backward(&dk)?);
         }

@@ -1,15 +1,17 @@
 //! What the forward keeps and the backward makes on the way, and how a micro-batch is cut so that it fits.
 //!
 //! A block keeps its tensors for the backward, or only its input when it is computed again (Chen et al., arXiv:1604.06174).
+//! As few blocks as the room asks for are computed again, the lowest first: they are needed last, when all others are gone.
+//! The topmost is needed first, so it is always kept.
 //! A micro-batch that is still too large is computed in parts whose gradients are summed: the same gradient, and the same
 //! dropout and noise, since both are drawn by the token's place in the micro-batch.
 
 use crate::data::batch::Row;
-use crate::model::config::Config;
+use crate::model::config::{Config, Family};
 use crate::model::layers::head::CHUNK;
 
-/// Without a bound: activations above this many bytes are computed again instead of kept.
-const KEEP_BYTES: u64 = 1 << 30;
+/// Without a bound: what blocks keep above this many bytes is computed again instead.
+const KEEP_BYTES: u64 = 512 << 20;
 /// Parts of fewer tokens than this cost more time than computing activations again.
 const LEAST_PART: usize = 512;
 
@@ -28,6 +30,8 @@ pub struct Activations {
     heads: u64,
     /// Columns of the logits; 0 where the head is small.
     vocab: u64,
+    /// Floats that a block keeps for a token: see `Saved` of the trunks.
+    kept: u64,
     decoder: bool,
 }
 
@@ -52,6 +56,16 @@ impl Taken {
 impl Activations {
     /// Of a network; `language` where the head gives logits of the vocabulary.
     pub fn new(config: &Config, language: bool, no_pack: bool) -> Self {
+        let [c, q, kv, f] =
+            [config.hidden_size, config.q_dim(), config.kv_dim(), config.intermediate_size].map(|n| n as u64);
+        let family = config.family;
+        let wide = if family.gates() { 2 * f } else { f };
+        let bare = if family.norms_heads() { q + kv } else { 0 };
+        let stream = match family {
+            Family::Gemma3 => 4 * c,
+            _ if family.is_decoder() => 2 * c,
+            _ => 3 * c,
+        };
         Self {
             room: None,
             no_pack,
@@ -62,12 +76,13 @@ impl Activations {
             wide: config.intermediate_size as u64,
             heads: config.num_attention_heads as u64,
             vocab: if language { config.vocab_size as u64 } else { 0 },
-            decoder: config.family.is_decoder(),
+            kept: stream + 2 * q + 2 * kv + bare + wide,
+            decoder: family.is_decoder(),
         }
     }
 
-    /// Floats that a block keeps for a token: see `Saved` of the trunks.
-    fn kept_floats(&self) -> u64 {
+    /// Floats that the forward of a block makes for a token.
+    fn forward_floats(&self) -> u64 {
         if self.decoder {
             4 * self.hidden + 2 * self.q + 2 * self.kv + 3 * self.wide
         } else {
@@ -79,23 +94,25 @@ impl Activations {
     /// values (and their copies by head), and of the stream.
     fn made_floats(&self) -> u64 {
         if self.decoder {
-            3 * self.wide + 4 * self.hidden + 4 * self.q + 3 * self.kv
+            3 * self.wide + 5 * self.hidden + 4 * self.q + 3 * self.kv
         } else {
             2 * self.wide + 12 * self.hidden
         }
     }
 
-    /// What a forward and backward over rows takes.
-    pub fn taken(&self, rows: &[&Row], recompute: bool) -> Taken {
+    /// What the blocks keep of so many tokens, when the lowest `again` keep their input alone.
+    fn held(&self, tokens: u64, again: u64) -> u64 {
+        4 * tokens * ((self.layers - again) * self.kept + again * self.hidden)
+    }
+
+    /// What a forward and backward over rows takes, when the lowest `again` blocks are computed again.
+    pub fn taken(&self, rows: &[&Row], again: u64) -> Taken {
         let tokens = tokens(rows) as u64;
-        let saved = 4 * tokens * self.kept_floats();
-        let stream = 4 * tokens * self.hidden;
         // The outermost stream: final states, their gradient, the last block's input and its gradient.
-        let kept = 4 * stream + if recompute { self.layers * stream } else { self.layers * saved };
-        let again = if recompute { saved } else { 0 };
+        let kept = 16 * tokens * self.hidden + self.held(tokens, again);
         Taken {
             kept,
-            block: again + 4 * tokens * self.made_floats() + 3 * self.attention(rows),
+            block: 4 * tokens * self.made_floats() + 3 * self.attention(rows),
             head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
         }
     }
@@ -105,7 +122,7 @@ impl Activations {
         let tokens = tokens(rows) as u64;
         Taken {
             kept: 8 * tokens * self.hidden,
-            block: 4 * tokens * self.kept_floats() + 2 * self.attention(rows),
+            block: 4 * tokens * self.forward_floats() + 2 * self.attention(rows),
             head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
         }
     }
@@ -119,6 +136,16 @@ impl Activations {
     /// Logits and their gradient, a chunk at a time, and the hidden states of what is learned.
     fn head(&self, learned: u64) -> u64 {
         4 * (2 * learned.min(CHUNK as u64) * self.vocab + 3 * learned * self.hidden)
+    }
+
+    /// As many blocks as it makes sense to compute again.
+    pub fn most_again(&self) -> u64 {
+        self.layers.saturating_sub(1)
+    }
+
+    /// Blocks.
+    pub fn layers(&self) -> u64 {
+        self.layers
     }
 
     /// Columns of the logits; 0 where the head is small.
@@ -153,26 +180,27 @@ impl Activations {
 
     /// Floats that all blocks read or write for a token between GEMMs, over so many forwards and a backward.
     pub fn passes(&self, forwards: f64) -> f64 {
-        self.layers as f64 * (3.0 * forwards * self.kept_floats() as f64 + 3.0 * self.made_floats() as f64)
+        self.layers as f64 * (3.0 * forwards * self.forward_floats() as f64 + 3.0 * self.made_floats() as f64)
     }
 
-    /// A micro-batch in parts, in order, and whether each computes its activations again.
-    pub fn parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<(&'a [&'a Row], bool)> {
+    /// A micro-batch in parts, in order, and how many of the lowest blocks each computes again.
+    pub fn parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<(&'a [&'a Row], usize)> {
         if self.no_pack {
             return rows.chunks(1).map(|row| (row, self.again(row))).collect();
         }
         let Some(room) = self.room else { return vec![(rows, self.again(rows))] };
-        if self.taken(rows, false).peak() <= room {
-            return vec![(rows, false)];
+        if self.taken(rows, 0).peak() <= room {
+            return vec![(rows, 0)];
         }
-        let kept = self.cut(rows, |part| self.taken(part, false).peak() <= room);
-        let fits = |part: &&[&Row]| self.taken(part, false).peak() <= room;
+        let kept = self.cut(rows, |part| self.taken(part, 0).peak() <= room);
+        let fits = |part: &&[&Row]| self.taken(part, 0).peak() <= room;
         let enough = |part: &&[&Row]| tokens(part) >= LEAST_PART;
         let all_but_last = &kept[..kept.len() - 1];
         if kept.iter().all(fits) && all_but_last.iter().all(enough) {
-            return kept.into_iter().map(|part| (part, false)).collect();
+            return kept.into_iter().map(|part| (part, 0)).collect();
         }
-        self.cut(rows, |part| self.taken(part, true).peak() <= room).into_iter().map(|part| (part, true)).collect()
+        let parts = self.cut(rows, |part| self.taken(part, self.most_again()).peak() <= room);
+        parts.into_iter().map(|part| (part, self.again(part))).collect()
     }
 
     /// Rows that are only read, in parts.
@@ -184,11 +212,13 @@ impl Activations {
         }
     }
 
-    fn again(&self, rows: &[&Row]) -> bool {
-        match self.room {
-            Some(room) => self.taken(rows, false).peak() > room,
-            None => 4 * tokens(rows) as u64 * self.kept_floats() * self.layers > KEEP_BYTES,
-        }
+    /// The fewest blocks whose second forward makes the rest fit; all of them where nothing does.
+    fn again(&self, rows: &[&Row]) -> usize {
+        let fits = |again: &u64| match self.room {
+            Some(room) => self.taken(rows, *again).peak() <= room,
+            None => self.held(tokens(rows) as u64, *again) <= KEEP_BYTES,
+        };
+        (0..self.most_again()).find(fits).unwrap_or(self.most_again()) as usize
     }
 
     /// Parts that fit, as long as can be; a row that does not is a part by itself.
