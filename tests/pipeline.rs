@@ -57,12 +57,13 @@ fn chats_teach_a_decoder_that_answers_from_a_file() {
     folder.write("train.jsonl", data::chats(120));
     folder.write("test.jsonl", data::chats(10));
 
+    // Until it is sure of every answer: a coin that is still in the air falls otherwise in q8_0.
     let tuned = json_of(
         &folder,
-        "tune --model base --data train.jsonl --out run --epochs 16 --batch 8 --lr 3e-3 --schedule cosine --val test.jsonl",
+        "tune --model base --data train.jsonl --out run --epochs 24 --batch 8 --lr 3e-3 --schedule cosine --val test.jsonl",
     );
     has_fields(&tuned, "out steps loss val trainable_params tokens_per_s peak_mib seconds stopped_by");
-    assert_eq!(tuned["steps"], 240);
+    assert_eq!(tuned["steps"], 360);
     for name in [
         "tune.toml",
         "metrics.jsonl",

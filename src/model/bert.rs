@@ -5,6 +5,7 @@ use super::config::Family;
 use super::layers::Grads;
 use super::layers::attention::Attention;
 use super::layers::feed_forward::{self, FeedForward};
+use super::layers::fused;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::projections::Projections;
@@ -108,10 +109,12 @@ impl Block for PostNorm {
 
     fn forward(&self, x: &Tensor, at: &Context) -> Result<(Tensor, Saved)> {
         let (o, attention) = self.attention.forward(x, &at.batch.segments, None, at.pass)?;
-        let before1 = (x + o)?;
+        fused::add(&o, x)?;
+        let before1 = o;
         let x1 = self.attention_norm.forward(&before1)?;
         let (h, mlp) = self.mlp.forward(&x1, at.pass)?;
-        let before2 = (&x1 + h)?;
+        fused::add(&h, &x1)?;
+        let before2 = h;
         let y = self.output_norm.forward(&before2)?;
         Ok((y, Saved { x: x.clone(), attention, before1, mlp, before2 }))
     }
@@ -126,11 +129,15 @@ impl Block for PostNorm {
     ) -> Result<Option<Tensor>> {
         let d2 = self.output_norm.backward(&s.before2, dy, grads)?;
         let x1 = self.attention_norm.forward(&s.before1)?;
-        let dx1 = (&d2 + self.mlp.backward(&x1, s.mlp, &d2, at.pass, grads)?)?;
+        let dx1 = self.mlp.backward(&x1, s.mlp, &d2, at.pass, grads)?;
+        fused::add(&dx1, &d2)?;
         let d1 = self.attention_norm.backward(&s.before1, &dx1, grads)?;
         let segments = &at.batch.segments;
         let dx = self.attention.backward(&s.x, s.attention, &d1, segments, None, at.pass, grads, want_dx)?;
-        dx.map(|dx| d1 + dx).transpose()
+        if let Some(dx) = &dx {
+            fused::add(dx, &d1)?;
+        }
+        Ok(dx)
     }
 
     fn linears(&mut self) -> Vec<&mut Linear> {

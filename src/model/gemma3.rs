@@ -4,6 +4,7 @@
 
 use super::layers::Grads;
 use super::layers::feed_forward::{self, FeedForward};
+use super::layers::fused;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::Rope;
@@ -82,10 +83,12 @@ impl Block for Sandwich {
         let n1 = self.input_layernorm.forward(x)?;
         let angles = at.angles.get(self.rope);
         let (o, attention) = self.attention.forward(&n1, &at.batch.segments, angles, at.pass)?;
-        let x1 = (x + self.post_attention_layernorm.forward(&o)?)?;
+        let x1 = self.post_attention_layernorm.forward(&o)?;
+        fused::add(&x1, x)?;
         let n2 = self.pre_feedforward_layernorm.forward(&x1)?;
         let (h, mlp) = self.mlp.forward(&n2, at.pass)?;
-        let y = (&x1 + self.post_feedforward_layernorm.forward(&h)?)?;
+        let y = self.post_feedforward_layernorm.forward(&h)?;
+        fused::add(&y, &x1)?;
         Ok((y, Saved { x: x.clone(), attention, o, x1, mlp, h }))
     }
 
@@ -100,14 +103,17 @@ impl Block for Sandwich {
         let dh = self.post_feedforward_layernorm.backward(&s.h, dy, grads)?;
         let n2 = self.pre_feedforward_layernorm.forward(&s.x1)?;
         let dn2 = self.mlp.backward(&n2, s.mlp, &dh, at.pass, grads)?;
-        let dx1 = (dy + self.pre_feedforward_layernorm.backward(&s.x1, &dn2, grads)?)?;
+        let dx1 = self.pre_feedforward_layernorm.backward(&s.x1, &dn2, grads)?;
+        fused::add(&dx1, dy)?;
         let d_o = self.post_attention_layernorm.backward(&s.o, &dx1, grads)?;
         let (segments, angles) = (&at.batch.segments, at.angles.get(self.rope));
         let want_dn1 = want_dx || self.input_layernorm.trained;
         let n1 = self.input_layernorm.forward(&s.x)?;
         let dn1 = self.attention.backward(&n1, s.attention, &d_o, segments, angles, at.pass, grads, want_dn1)?;
         let Some(dn1) = dn1 else { return Ok(None) };
-        Ok(Some((dx1 + self.input_layernorm.backward(&s.x, &dn1, grads)?)?))
+        let dx = self.input_layernorm.backward(&s.x, &dn1, grads)?;
+        fused::add(&dx, &dx1)?;
+        Ok(Some(dx))
     }
 
     fn linears(&mut self) -> Vec<&mut Linear> {

@@ -2,7 +2,7 @@
 //! (Hendrycks and Gimpel, arXiv:1606.08415).
 
 use super::host::Host;
-use super::math::{sigmoid, wide};
+use super::math::{exp, normal, sigmoid, wide};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -31,8 +31,9 @@ impl Act {
     fn value(self, x: f32) -> f32 {
         match self {
             Self::Silu => x * sigmoid(x),
-            Self::Gelu => x * phi(x),
-            Self::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh()),
+            Self::Gelu => x * normal(x),
+            // (1 + tanh u) / 2 is σ(2u).
+            Self::GeluTanh => x * sigmoid(2.0 * SQRT_2_OVER_PI * (x + CUBIC * x * x * x)),
             Self::Tanh => x.tanh(),
             Self::Relu => x.max(0.0),
         }
@@ -47,10 +48,10 @@ impl Act {
                 let s = sigmoid(x);
                 s * (1.0 + x * (1.0 - s))
             }
-            Self::Gelu => phi(x) + x * INV_SQRT_2PI * (-0.5 * x * x).exp(),
+            Self::Gelu => normal(x) + x * INV_SQRT_2PI * exp(-0.5 * x * x),
             Self::GeluTanh => {
-                let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
-                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
+                let s = sigmoid(2.0 * SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+                s + 2.0 * x * s * (1.0 - s) * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
             }
             Self::Tanh => {
                 let t = x.tanh();
@@ -62,20 +63,17 @@ impl Act {
 
     /// x: (N, F) → the same.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        map(x, x, |x, _| self.value(x))
+        each!(self, act => map(x, x, |x, _| act.value(x)))
     }
 
     /// From x, what went in.
     pub fn backward(self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        map(x, dy, |x, dy| dy * self.slope(x))
+        each!(self, act => map(x, dy, |x, dy| dy * act.slope(x)))
     }
 
     /// act(g) ⊙ u. g, u: (N, F).
     pub fn gate(self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => map(g, u, |g, u| g * sigmoid(g) * u),
-            _ => map(g, u, |g, u| self.value(g) * u),
-        }
+        each!(self, act => map(g, u, |g, u| act.value(g) * u))
     }
 
     /// (dg, du): dg = dy u act'(g), du = dy act(g).
@@ -83,31 +81,40 @@ impl Act {
         let (g, u, dy) = (g.contiguous()?, u.contiguous()?, dy.contiguous()?);
         let (gs, us, dys) = (Host::new(&g)?, Host::new(&u)?, Host::new(&dy)?);
         let (mut dg, mut du) = (vec![0.0; g.elem_count()], vec![0.0; g.elem_count()]);
-        dg.par_chunks_mut(CHUNK)
-            .zip(du.par_chunks_mut(CHUNK))
-            .zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK))))
-            .for_each(|((dg, du), (g, (u, dy)))| {
-                let all = dg.iter_mut().zip(du).zip(g).zip(u.iter().zip(dy));
-                match self {
-                    // By itself: the choice inside the loop would keep it from being vectorized.
-                    Self::Silu => wide(|| {
-                        for (((dg, du), g), (u, dy)) in all {
-                            let s = sigmoid(*g);
-                            *dg = dy * u * s * (1.0 + g * (1.0 - s));
-                            *du = dy * g * s;
+        each!(self, act => {
+            dg.par_chunks_mut(CHUNK)
+                .zip(du.par_chunks_mut(CHUNK))
+                .zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK))))
+                .for_each(|((dg, du), (g, (u, dy)))| {
+                    wide(|| {
+                        for (((dg, du), g), (u, dy)) in dg.iter_mut().zip(du).zip(g).zip(u.iter().zip(dy)) {
+                            *dg = dy * u * act.slope(*g);
+                            *du = dy * act.value(*g);
                         }
-                    }),
-                    _ => {
-                        for (((dg, du), g), (u, dy)) in all {
-                            *dg = dy * u * self.slope(*g);
-                            *du = dy * self.value(*g);
-                        }
-                    }
-                }
-            });
+                    });
+                });
+        });
         Ok((Tensor::from_vec(dg, g.shape(), g.device())?, Tensor::from_vec(du, g.shape(), g.device())?))
     }
 }
+
+/// A loop for each activation: a choice inside the loop would keep it from being vectorized.
+macro_rules! each {
+    ($act:expr, $name:ident => $body:expr) => {
+        match $act {
+            Act::Silu => each!(@ Silu, $name => $body),
+            Act::Gelu => each!(@ Gelu, $name => $body),
+            Act::GeluTanh => each!(@ GeluTanh, $name => $body),
+            Act::Tanh => each!(@ Tanh, $name => $body),
+            Act::Relu => each!(@ Relu, $name => $body),
+        }
+    };
+    (@ $variant:ident, $name:ident => $body:expr) => {{
+        let $name = Act::$variant;
+        $body
+    }};
+}
+use each;
 
 fn map(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
@@ -119,10 +126,6 @@ fn map(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Ten
         },
     );
     Tensor::from_vec(out, a.shape(), a.device())
-}
-
-fn phi(x: f32) -> f32 {
-    0.5 * (1.0 + candle_core::cpu::erf::erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 #[cfg(test)]

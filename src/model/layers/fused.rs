@@ -1,9 +1,10 @@
 //! Sums in place: what would else be a product, a scaling and an addition, each with a matrix of its own. The target must
 //! be a tensor that nobody else holds: candle's tensors share their storage when they are cloned.
 
-use super::host::rows_per_task;
+use super::host::{Host, rows_per_task};
 use super::math::wide;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// y += s z M with z: (N, r), M: (r, C), y: (N, C); r is small, so one pass over y replaces three.
@@ -21,6 +22,21 @@ pub fn add(y: &Tensor, x: &Tensor) -> Result<()> {
     change_by(y, x, |y, x| {
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
             wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+        });
+    })
+}
+
+/// y += b, row by row. y: (N, C), b: (C).
+pub fn add_row(y: &Tensor, b: &Tensor) -> Result<()> {
+    let ((_, c), b) = (y.dims2()?, b.contiguous()?);
+    if b.dims() != [c] {
+        bail!("rows of {c} += {:?}: the shapes do not fit", b.shape());
+    }
+    let host = Host::new(&b)?;
+    let b = host.slice();
+    change(y, |y| {
+        y.par_chunks_mut(rows_per_task(c) * c).for_each(|y| {
+            wide(|| y.chunks_mut(c).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b)));
         });
     })
 }
@@ -68,31 +84,86 @@ struct AddLowRank {
     scale: f32,
 }
 
-/// What of y stays in registers while the r rows of M pass: each vector of M that is loaded serves four rows.
+/// Rows of y, and vectors of each, that stay in registers while the r rows of M pass: a vector of M that is loaded serves four
+/// rows.
 const ROWS: usize = 4;
-const TILE: usize = 32;
+const VECTORS: usize = 2;
 
-/// y += s z M for some rows, (n, r) and (r, c).
-#[inline(always)]
-fn low_rank<const N: usize>(y: &mut [f32], z: &[f32], m: &[f32], (r, c): (usize, usize), scale: f32) {
-    let whole = c / TILE * TILE;
-    for from in (0..whole).step_by(TILE) {
-        let mut sums = [[0.0f32; TILE]; N];
-        for (k, m) in m.chunks(c).enumerate() {
-            let m: &[f32; TILE] = m[from..].first_chunk().unwrap_or(&[0.0; TILE]);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let z = z[i * r + k];
-                (0..TILE).for_each(|j| sum[j] += z * m[j]);
+/// y += s z M for some rows: (n, c) += (n, r) (r, c).
+struct LowRank<'a> {
+    y: &'a mut [f32],
+    z: &'a [f32],
+    m: &'a [f32],
+    r: usize,
+    c: usize,
+    scale: f32,
+}
+
+impl WithSimd for LowRank<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { y, z, m, r, c, scale } = self;
+        let m: Vec<(&[S::f32s], &[f32])> = m.chunks(c).map(S::as_simd_f32s).collect();
+        for (y, z) in y.chunks_mut(ROWS * c).zip(z.chunks(ROWS * r)) {
+            if y.len() == ROWS * c {
+                low_rank::<S, ROWS>(simd, y, z, &m, scale);
+            } else {
+                y.chunks_mut(c).zip(z.chunks(r)).for_each(|(y, z)| low_rank::<S, 1>(simd, y, z, &m, scale));
             }
         }
-        for (i, sum) in sums.iter().enumerate() {
-            let y = &mut y[i * c + from..][..TILE];
-            (0..TILE).for_each(|j| y[j] += scale * sum[j]);
+    }
+}
+
+/// N rows.
+#[inline(always)]
+fn low_rank<S: Simd, const N: usize>(simd: S, y: &mut [f32], z: &[f32], m: &[(&[S::f32s], &[f32])], scale: f32) {
+    let Some((first, tail)) = m.first() else { return };
+    let (vectors, rest) = (first.len(), tail.len());
+    let c = y.len() / N;
+    let mut at = 0;
+    while at + VECTORS <= vectors {
+        strip::<S, N, VECTORS>(simd, y, z, m, at, scale);
+        at += VECTORS;
+    }
+    while at < vectors {
+        strip::<S, N, 1>(simd, y, z, m, at, scale);
+        at += 1;
+    }
+    for (y, z) in y.chunks_mut(c).zip(z.chunks(m.len())) {
+        for (j, y) in y[c - rest..].iter_mut().enumerate() {
+            *y += scale * z.iter().zip(m).fold(0.0, |sum, (z, m)| sum + z * m.1[j]);
         }
     }
-    for (y, z) in y.chunks_mut(c).zip(z.chunks(r)) {
-        for (j, y) in y.iter_mut().enumerate().skip(whole) {
-            *y += scale * z.iter().zip(m.chunks(c)).fold(0.0, |sum, (z, m)| sum + z * m[j]);
+}
+
+/// N rows, W vectors of each from vector `at` on.
+#[inline(always)]
+fn strip<S: Simd, const N: usize, const W: usize>(
+    simd: S,
+    y: &mut [f32],
+    z: &[f32],
+    m: &[(&[S::f32s], &[f32])],
+    at: usize,
+    scale: f32,
+) {
+    let (r, c) = (m.len(), y.len() / N);
+    let mut sums = [[simd.splat_f32s(0.0); W]; N];
+    for (k, m) in m.iter().enumerate() {
+        let m = &m.0[at..at + W];
+        for i in 0..N {
+            let z = simd.splat_f32s(z[i * r + k]);
+            for j in 0..W {
+                sums[i][j] = simd.mul_add_f32s(z, m[j], sums[i][j]);
+            }
+        }
+    }
+    let scale = simd.splat_f32s(scale);
+    for (y, sums) in y.chunks_mut(c).zip(&sums) {
+        let (y, _) = S::as_mut_simd_f32s(y);
+        for (y, sum) in y[at..at + W].iter_mut().zip(sums) {
+            *y = simd.mul_add_f32s(scale, *sum, *y);
         }
     }
 }
@@ -114,17 +185,10 @@ impl InplaceOp3 for AddLowRank {
         let (z, m, y) = (slice(z, lz)?, slice(m, lm)?, slice_mut(y, ly)?);
         let (r, c, scale) = (self.r, self.c, self.scale);
         let rows = rows_per_task(c);
-        y.par_chunks_mut(rows * c).zip(z.par_chunks(rows * r)).for_each(|(y, z)| {
-            wide(|| {
-                for (y, z) in y.chunks_mut(ROWS * c).zip(z.chunks(ROWS * r)) {
-                    if y.len() == ROWS * c {
-                        low_rank::<ROWS>(y, z, m, (r, c), scale);
-                    } else {
-                        y.chunks_mut(c).zip(z.chunks(r)).for_each(|(y, z)| low_rank::<1>(y, z, m, (r, c), scale));
-                    }
-                }
-            })
-        });
+        let arch = Arch::new();
+        y.par_chunks_mut(rows * c)
+            .zip(z.par_chunks(rows * r))
+            .for_each(|(y, z)| arch.dispatch(LowRank { y, z, m, r, c, scale }));
         Ok(())
     }
 }
@@ -164,6 +228,15 @@ mod tests {
             assert!(off.to_scalar::<f32>().unwrap() < 2e-6, "({n}, {r}, {c}): {off}");
         }
         assert!(add_low_rank(&tensor(3, 4, 0), &tensor(3, 2, 0), &tensor(3, 4, 0), 1.0).is_err());
+    }
+
+    #[test]
+    fn a_row_is_added_to_every_row() {
+        let (y, b) = (tensor(5, 70, 1), tensor(1, 70, 2).flatten_all().unwrap());
+        let want = y.broadcast_add(&b).unwrap();
+        add_row(&y, &b).unwrap();
+        assert_eq!(y.to_vec2::<f32>().unwrap(), want.to_vec2::<f32>().unwrap());
+        assert!(add_row(&y, &tensor(1, 71, 2).flatten_all().unwrap()).is_err());
     }
 
     #[test]

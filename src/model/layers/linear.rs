@@ -1,6 +1,7 @@
 //! y = x Wᵀ + b. A frozen W costs its backward one GEMM (dx), never a weight-sized gradient.
 
 use super::adapter::Adapter;
+use super::fused;
 use super::weight::Weight;
 use super::{Grads, Pass};
 use candle_core::{Result, Tensor};
@@ -74,10 +75,10 @@ impl Linear {
     /// x Wᵀ + b, without the adapter.
     pub(super) fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.project(x)?;
-        match &self.bias {
-            Some(b) => y.broadcast_add(b),
-            None => Ok(y),
+        if let Some(b) = &self.bias {
+            fused::add_row(&y, b)?;
         }
+        Ok(y)
     }
 
     /// x Wᵀ: (N, in) → (N, out).

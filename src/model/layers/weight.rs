@@ -5,6 +5,7 @@
 //! A panel is a few rows of a frozen matrix in f32. One is alive a thread, and every product refills it: the memory of a
 //! quantized base is its blocks and one panel, however large the matrix.
 
+use super::fused;
 use super::host::{Host, rows_per_task};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, TensorId, bail};
 use edgeft_quantize::codec;
@@ -106,10 +107,10 @@ impl Weight {
         let mut dx: Option<Tensor> = None;
         panels(rows.as_ref(), dy.device(), |first, panel| {
             let part = dy.narrow(1, first, panel.dim(0)?)?.matmul(panel)?; // (N, in)
-            dx = Some(match dx.take() {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
+            match &dx {
+                Some(sum) => fused::add(sum, &part)?,
+                None => dx = Some(part),
+            }
             Ok(())
         })?;
         dx.ok_or_else(|| candle_core::Error::Msg("a matrix without rows".into()))
