@@ -5,6 +5,7 @@
 use super::Packed;
 use super::config::Config;
 use super::layers::embedding::Embedding;
+use super::layers::fused;
 use super::layers::linear::Linear;
 use super::layers::norm::Norm;
 use super::layers::rope::{Angles, Rope};
@@ -196,10 +197,10 @@ impl Embeddings {
         }
         x = noise::neftune(x, &batch.segments, pass)?;
         if let Some(types) = &self.types {
-            x = (x + types.forward(&batch.types)?)?;
+            fused::add(&x, &types.forward(&batch.types)?)?;
         }
         if let Some(positions) = &self.positions {
-            x = (x + positions.forward(&rows(positions, batch))?)?;
+            fused::add(&x, &positions.forward(&rows(positions, batch))?)?;
         }
         Ok(x)
     }

@@ -11,6 +11,37 @@ const CHUNK: usize = 16 * 1024;
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
+/// A loop for each activation: a choice inside the loop would keep it from being vectorized.
+macro_rules! each {
+    ($act:expr, $name:ident => $body:expr) => {
+        match $act {
+            Act::Silu => each!(@ Silu, $name => $body),
+            Act::Gelu => each!(@ Gelu, $name => $body),
+            Act::GeluTanh => each!(@ GeluTanh, $name => $body),
+            Act::Tanh => each!(@ Tanh, $name => $body),
+            Act::Relu => each!(@ Relu, $name => $body),
+        }
+    };
+    (@ $variant:ident, $name:ident => $body:expr) => {{
+        const $name: Act = Act::$variant;
+        $body
+    }};
+}
+
+/// A tensor whose elements are made of those of two others.
+macro_rules! map {
+    ($a:expr, $b:expr, |$x:ident, $y:ident| $value:expr) => {
+        chunks($a, $b, |out, a, b| {
+            wide!(|out: &'a mut [f32], a: &'a [f32], b: &'a [f32]| -> () {
+                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                    let ($x, $y) = (*a, *b);
+                    *out = $value;
+                }
+            });
+        })
+    };
+}
+
 /// An activation, element by element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
@@ -63,17 +94,17 @@ impl Act {
 
     /// x: (N, F) → the same.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        each!(self, act => map(x, x, |x, _| act.value(x)))
+        each!(self, ACT => map!(x, x, |x, _y| ACT.value(x)))
     }
 
     /// From x, what went in.
     pub fn backward(self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        each!(self, act => map(x, dy, |x, dy| dy * act.slope(x)))
+        each!(self, ACT => map!(x, dy, |x, dy| dy * ACT.slope(x)))
     }
 
     /// act(g) ⊙ u. g, u: (N, F).
     pub fn gate(self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
-        each!(self, act => map(g, u, |g, u| act.value(g) * u))
+        each!(self, ACT => map!(g, u, |g, u| ACT.value(g) * u))
     }
 
     /// (dg, du): dg = dy u act'(g), du = dy act(g).
@@ -81,50 +112,27 @@ impl Act {
         let (g, u, dy) = (g.contiguous()?, u.contiguous()?, dy.contiguous()?);
         let (gs, us, dys) = (Host::new(&g)?, Host::new(&u)?, Host::new(&dy)?);
         let (mut dg, mut du) = (vec![0.0; g.elem_count()], vec![0.0; g.elem_count()]);
-        each!(self, act => {
-            dg.par_chunks_mut(CHUNK)
-                .zip(du.par_chunks_mut(CHUNK))
-                .zip(gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK))))
-                .for_each(|((dg, du), (g, (u, dy)))| {
-                    wide(|| {
-                        for (((dg, du), g), (u, dy)) in dg.iter_mut().zip(du).zip(g).zip(u.iter().zip(dy)) {
-                            *dg = dy * u * act.slope(*g);
-                            *du = dy * act.value(*g);
-                        }
-                    });
-                });
-        });
+        let into = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
+        let from = gs.slice().par_chunks(CHUNK).zip(us.slice().par_chunks(CHUNK).zip(dys.slice().par_chunks(CHUNK)));
+        each!(self, ACT => into.zip(from).for_each(|((dg, du), (g, (u, dy)))| {
+            wide!(|dg: &'a mut [f32], du: &'a mut [f32], g: &'a [f32], u: &'a [f32], dy: &'a [f32]| -> () {
+                for (((dg, du), g), (u, dy)) in dg.iter_mut().zip(du).zip(g).zip(u.iter().zip(dy)) {
+                    *dg = dy * u * ACT.slope(*g);
+                    *du = dy * ACT.value(*g);
+                }
+            });
+        }));
         Ok((Tensor::from_vec(dg, g.shape(), g.device())?, Tensor::from_vec(du, g.shape(), g.device())?))
     }
 }
 
-/// A loop for each activation: a choice inside the loop would keep it from being vectorized.
-macro_rules! each {
-    ($act:expr, $name:ident => $body:expr) => {
-        match $act {
-            Act::Silu => each!(@ Silu, $name => $body),
-            Act::Gelu => each!(@ Gelu, $name => $body),
-            Act::GeluTanh => each!(@ GeluTanh, $name => $body),
-            Act::Tanh => each!(@ Tanh, $name => $body),
-            Act::Relu => each!(@ Relu, $name => $body),
-        }
-    };
-    (@ $variant:ident, $name:ident => $body:expr) => {{
-        let $name = Act::$variant;
-        $body
-    }};
-}
-use each;
-
-fn map(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+/// Hands the tensors' values to `f`, a chunk of each at a time.
+fn chunks(a: &Tensor, b: &Tensor, f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync) -> Result<Tensor> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     let (x, y) = (Host::new(&a)?, Host::new(&b)?);
     let mut out = vec![0.0; a.elem_count()];
-    out.par_chunks_mut(CHUNK).zip(x.slice().par_chunks(CHUNK).zip(y.slice().par_chunks(CHUNK))).for_each(
-        |(out, (a, b))| {
-            wide(|| out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = f(*a, *b)));
-        },
-    );
+    let from = x.slice().par_chunks(CHUNK).zip(y.slice().par_chunks(CHUNK));
+    out.par_chunks_mut(CHUNK).zip(from).for_each(|(out, (a, b))| f(out, a, b));
     Tensor::from_vec(out, a.shape(), a.device())
 }
 

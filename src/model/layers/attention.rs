@@ -96,12 +96,16 @@ impl Attention {
                     s[..begin].fill(0.0);
                     s[end..].fill(0.0);
                     let (seen, scale) = (&mut s[begin..end], self.scale);
-                    wide(|| {
+                    wide!(|seen: &'a mut [f32], scale: f32| -> () {
                         let max = math::max(seen);
-                        seen.iter_mut().for_each(|s| *s = math::exp((*s - max) * scale));
+                        for s in seen.iter_mut() {
+                            *s = math::exp((*s - max) * scale);
+                        }
                         let inverse = 1.0 / math::sum(seen, |p| p);
-                        seen.iter_mut().for_each(|p| *p *= inverse);
-                    })
+                        for p in seen {
+                            *p *= inverse;
+                        }
+                    });
                 }
             });
         })?;
@@ -115,10 +119,13 @@ impl Attention {
         fused::change_by(dp, p, |dp, p| {
             dp.par_chunks_mut(chunk).zip(p.par_chunks(chunk)).for_each(|(dp, p)| {
                 for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
-                    wide(|| {
-                        let (along, scale) = (math::sum2(p, dp, |p, d| p * d), self.scale);
-                        dp.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along) * scale);
-                    })
+                    let scale = self.scale;
+                    wide!(|p: &'a [f32], dp: &'a mut [f32], scale: f32| -> () {
+                        let along = math::sum2(p, dp, |p, d| p * d);
+                        for (d, p) in dp.iter_mut().zip(p) {
+                            *d = p * (*d - along) * scale;
+                        }
+                    });
                 }
             });
         })

@@ -21,7 +21,11 @@ pub fn add(y: &Tensor, x: &Tensor) -> Result<()> {
     const CHUNK: usize = 16 * 1024;
     change_by(y, x, |y, x| {
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+            wide!(|y: &'a mut [f32], x: &'a [f32]| -> () {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y += x;
+                }
+            });
         });
     })
 }
@@ -36,7 +40,13 @@ pub fn add_row(y: &Tensor, b: &Tensor) -> Result<()> {
     let b = host.slice();
     change(y, |y| {
         y.par_chunks_mut(rows_per_task(c) * c).for_each(|y| {
-            wide(|| y.chunks_mut(c).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b)));
+            wide!(|y: &'a mut [f32], b: &'a [f32]| -> () {
+                for y in y.chunks_mut(b.len()) {
+                    for (y, b) in y.iter_mut().zip(b) {
+                        *y += b;
+                    }
+                }
+            });
         });
     })
 }

@@ -54,17 +54,26 @@ pub fn cross_entropy(logits: Tensor, targets: &[u32], weight: f32) -> Result<(Lo
 /// One row: nats, and whether its largest logit is the target.
 fn row(x: &mut [f32], target: usize, weight: f32) -> (f64, bool) {
     let logit = x[target];
-    let (others, own, max, right) = wide(|| {
-        let max = math::max(x);
-        let right = x.iter().position(|x| *x == max) == Some(target);
-        x.iter_mut().for_each(|x| *x = math::exp(*x - max));
-        let own = std::mem::take(&mut x[target]);
-        // Blocks in f32, their sums in f64: a vocabulary of 10⁵ small terms loses nothing.
-        let others: f64 = x.chunks(BLOCK).map(|b| f64::from(math::sum(b, |g| g))).sum();
-        let scale = (f64::from(weight) / (others + f64::from(own))) as f32;
-        x.iter_mut().for_each(|x| *x *= scale);
-        (others, f64::from(own), max, right)
-    });
+    let values = &mut *x;
+    let (others, own, max, right) =
+        wide!(|values: &'a mut [f32], target: usize, weight: f32| -> (f64, f64, f32, bool) {
+            let max = math::max(values);
+            let right = values.iter().position(|x| *x == max) == Some(target);
+            for x in values.iter_mut() {
+                *x = math::exp(*x - max);
+            }
+            let own = f64::from(std::mem::take(&mut values[target]));
+            // Blocks in f32, their sums in f64: a vocabulary of 10⁵ small terms loses nothing.
+            let mut others = 0.0;
+            for block in values.chunks(BLOCK) {
+                others += f64::from(math::sum(block, |g| g));
+            }
+            let scale = (f64::from(weight) / (others + own)) as f32;
+            for x in values {
+                *x *= scale;
+            }
+            (others, own, max, right)
+        });
     let sum = others + own;
     // p - 1 of the target as what the others have: near a certain answer the difference would be rounding alone.
     x[target] = -(f64::from(weight) * others / sum) as f32;

@@ -1,14 +1,27 @@
-//! Row loops as the CPU's widest vectors. What is called inside [`wide`] is compiled once for each level (baseline and AVX2)
-//! and chosen at run time; nothing is contracted, and sums have sixteen fixed lanes,
-//! so that every level gives the same bits.
+//! Row loops as the CPU's widest vectors. What stands inside [`wide!`] is compiled once for each level (baseline, AVX2 and
+//! AVX-512) and chosen at run time. Sums have sixteen fixed lanes and additions are fused only where that is written, so every
+//! level gives the same bits.
 
-use pulp::Arch;
-
-/// Runs `f` compiled for the widest vectors that this CPU has.
-#[inline(always)]
-pub fn wide<R>(f: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(f)
+/// Runs a block compiled for the widest vectors that this CPU has; what it takes from outside is named with its type. A closure
+/// would not do: it is called from one place for each level, so it would not be inlined, and would be compiled for the baseline.
+/// For the same reason the block loops with `for`, and calls only what is always inlined.
+macro_rules! wide {
+    (|$($name:ident: $type:ty),* $(,)?| -> $out:ty $body:block) => {{
+        struct Wide<'a> {
+            $($name: $type),*
+        }
+        impl<'a> pulp::NullaryFnOnce for Wide<'a> {
+            type Output = $out;
+            #[inline(always)]
+            fn call(self) -> $out {
+                let Self { $($name),* } = self;
+                $body
+            }
+        }
+        pulp::Arch::new().dispatch(Wide { $($name),* })
+    }};
 }
+pub(super) use wide;
 
 /// eˣ within 2 ULP for x in [-87, 88], held at the ends beyond; NaN stays NaN. x = n ln 2 + r by the two-part constant of
 /// Cody and Waite, eʳ by the minimax polynomial of Cephes' `expf` (Moshier).
@@ -21,12 +34,9 @@ pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.336_54, 88.376_26);
     let t = x * std::f32::consts::LOG2_E + ROUND;
     let n = t - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let mut p = 1.987_569_1e-4f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
-    }
-    let p = p * (r * r) + r + 1.0;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let p = polynomial([0.5, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_199_9e-3, 1.987_569_1e-4], r);
+    let p = p.mul_add(r * r, r) + 1.0;
     // Times 2ⁿ: n is added to the exponent.
     f32::from_bits(p.to_bits().wrapping_add(t.to_bits() << 23))
 }
@@ -56,10 +66,10 @@ const ERF_NEAR: [f32; 7] =
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let a = x.abs();
-    let near = x * polynomial(&ERF_NEAR, x * x);
+    let near = x * polynomial(ERF_NEAR, x * x);
     // From 4 on it is 1 to the last bit.
     let a4 = if a > 4.0 { 4.0 } else { a };
-    let far = (1.0 - exp(-a4 * polynomial(&ERF_FAR, a4))).copysign(x);
+    let far = (1.0 - exp(-a4 * polynomial(ERF_FAR, a4))).copysign(x);
     if a < 1.0 { near } else { far }
 }
 
@@ -71,8 +81,12 @@ pub fn normal(x: f32) -> f32 {
 
 /// Σ cᵢ xⁱ.
 #[inline(always)]
-fn polynomial(c: &[f32], x: f32) -> f32 {
-    c.iter().rev().fold(0.0, |sum, c| sum * x + c)
+fn polynomial<const N: usize>(c: [f32; N], x: f32) -> f32 {
+    let mut sum = c[N - 1];
+    for i in (0..N - 1).rev() {
+        sum = sum.mul_add(x, c[i]);
+    }
+    sum
 }
 
 /// Lanes of a sum: two AVX2 vectors, enough to hide the latency of an addition.
@@ -84,7 +98,9 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole, rest) = a.as_chunks::<LANES>();
     for a in whole {
-        (0..LANES).for_each(|l| lanes[l] += f(a[l]));
+        for l in 0..LANES {
+            lanes[l] += f(a[l]);
+        }
     }
     fold(lanes) + rest.iter().map(|a| f(*a)).sum::<f32>()
 }
@@ -95,7 +111,9 @@ pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in whole_a.iter().zip(whole_b) {
-        (0..LANES).for_each(|l| lanes[l] += f(a[l], b[l]));
+        for l in 0..LANES {
+            lanes[l] += f(a[l], b[l]);
+        }
     }
     fold(lanes) + rest_a.iter().zip(rest_b).map(|(a, b)| f(*a, *b)).sum::<f32>()
 }
@@ -106,7 +124,9 @@ pub fn max(a: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = a.as_chunks::<LANES>();
     for a in whole {
-        (0..LANES).for_each(|l| lanes[l] = if a[l] > lanes[l] { a[l] } else { lanes[l] });
+        for l in 0..LANES {
+            lanes[l] = if a[l] > lanes[l] { a[l] } else { lanes[l] };
+        }
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m })
 }
@@ -114,7 +134,9 @@ pub fn max(a: &[f32]) -> f32 {
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
-        (0..half).for_each(|l| lanes[l] += lanes[l + half]);
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
     }
     lanes[0]
 }
@@ -161,12 +183,17 @@ mod tests {
     #[test]
     fn every_level_gives_the_same_bits() {
         let a: Vec<f32> = (0..1003).map(|i| ((i * 7919) % 2003) as f32 / 100.0 - 10.0).collect();
-        let all = || {
-            let exps: Vec<u32> = a.iter().flat_map(|x| [exp(*x).to_bits(), erf(*x).to_bits()]).collect();
-            let sums = [sum(&a, |x| x * x), sum2(&a, &a, |x, y| x * sigmoid(y)), max(&a)];
-            (exps, sums.map(f32::to_bits))
-        };
-        assert_eq!(wide(all), all());
+        #[inline(always)]
+        fn all(a: &[f32]) -> (Vec<u32>, [u32; 3]) {
+            let mut bits = Vec::new();
+            for x in a {
+                bits.extend([exp(*x).to_bits(), erf(*x).to_bits()]);
+            }
+            (bits, [sum(a, |x| x * x), sum2(a, a, |x, y| x * sigmoid(y)), max(a)].map(f32::to_bits))
+        }
+        let plain = all(&a);
+        let a = &a[..];
+        assert_eq!(wide!(|a: &'a [f32]| -> (Vec<u32>, [u32; 3]) { all(a) }), plain);
     }
 
     #[test]

@@ -51,19 +51,30 @@ impl Norm {
         let mut out = vec![0.0; xs.len()];
         let rows = rows_per_task(width);
         out.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width)).for_each(|(out, xs)| {
-            wide(|| {
-                for (out, x) in out.chunks_mut(width).zip(xs.chunks(width)) {
-                    let (mean, r) = self.moments(x);
+            let norm = self;
+            wide!(|norm: &'a Norm,
+                   out: &'a mut [f32],
+                   xs: &'a [f32],
+                   w: &'a [f32],
+                   bias: Option<&'a [f32]>,
+                   more: f32|
+             -> () {
+                for (out, x) in out.chunks_mut(w.len()).zip(xs.chunks(w.len())) {
+                    let (mean, r) = norm.moments(x);
                     match bias {
                         Some(b) => {
                             for (((out, x), w), b) in out.iter_mut().zip(x).zip(w).zip(b) {
                                 *out = (x - mean) * r * (w + more) + b;
                             }
                         }
-                        None => out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out = x * r * (w + more)),
+                        None => {
+                            for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
+                                *out = x * r * (w + more);
+                            }
+                        }
                     }
                 }
-            })
+            });
         });
         Tensor::from_vec(out, x.shape(), x.device())
     }
@@ -78,15 +89,27 @@ impl Norm {
         let rows = rows_per_task(width);
         dx.par_chunks_mut(rows * width).zip(xs.par_chunks(rows * width).zip(dys.par_chunks(rows * width))).for_each(
             |(dx, (xs, dys))| {
-                wide(|| {
+                let norm = self;
+                wide!(|norm: &'a Norm,
+                       dx: &'a mut [f32],
+                       xs: &'a [f32],
+                       dys: &'a [f32],
+                       w: &'a [f32],
+                       more: f32|
+                 -> () {
+                    let width = w.len();
                     for (dx, (x, dy)) in dx.chunks_mut(width).zip(xs.chunks(width).zip(dys.chunks(width))) {
-                        let (mean, r) = self.moments(x);
-                        dx.iter_mut().zip(w).zip(dy).for_each(|((g, w), dy)| *g = (w + more) * dy);
+                        let (mean, r) = norm.moments(x);
+                        for ((g, w), dy) in dx.iter_mut().zip(w).zip(dy) {
+                            *g = (w + more) * dy;
+                        }
                         let along = math::sum2(dx, x, |g, x| g * (x - mean) * r) / width as f32;
-                        let shift = if centred { math::sum(dx, |g| g) / width as f32 } else { 0.0 };
-                        dx.iter_mut().zip(x).for_each(|(g, x)| *g = r * (*g - shift - (x - mean) * r * along));
+                        let shift = if norm.bias.is_some() { math::sum(dx, |g| g) / width as f32 } else { 0.0 };
+                        for (g, x) in dx.iter_mut().zip(x) {
+                            *g = r * (*g - shift - (x - mean) * r * along);
+                        }
                     }
-                })
+                });
             },
         );
         if self.trained {

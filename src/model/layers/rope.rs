@@ -2,6 +2,7 @@
 //! of the R dimensions of a head that are rotated: all D of them, or the first part (`partial_rotary_factor`).
 
 use super::host::{Host, rows_per_task};
+use super::math::wide;
 use crate::model::config::{Config, RopeScaling};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -75,14 +76,26 @@ impl Angles {
                     let token = task * rows + r;
                     let cos = &self.cos[token * half..][..half];
                     let sin = &self.sin[token * half..][..half];
-                    for (out, x) in out.chunks_mut(d).zip(x.chunks(d)) {
-                        for i in 0..half {
-                            let s = sign * sin[i];
-                            out[i] = x[i] * cos[i] - x[i + half] * s;
-                            out[i + half] = x[i + half] * cos[i] + x[i] * s;
+                    wide!(|out: &'a mut [f32],
+                           x: &'a [f32],
+                           cos: &'a [f32],
+                           sin: &'a [f32],
+                           d: usize,
+                           sign: f32|
+                     -> () {
+                        let half = cos.len();
+                        for (out, x) in out.chunks_mut(d).zip(x.chunks(d)) {
+                            let ((low, high), (x_low, x_high)) = (out.split_at_mut(half), x.split_at(half));
+                            high[half..].copy_from_slice(&x_high[half..]);
+                            let into = low.iter_mut().zip(high);
+                            for ((low, high), ((a, b), (cos, sin))) in
+                                into.zip(x_low.iter().zip(x_high).zip(cos.iter().zip(sin)))
+                            {
+                                *low = a * cos - b * (sign * sin);
+                                *high = b * cos + a * (sign * sin);
+                            }
                         }
-                        out[2 * half..].copy_from_slice(&x[2 * half..]);
-                    }
+                    });
                 }
             },
         );
