@@ -50,7 +50,7 @@ impl<'a> Merged<'a> {
             .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
             .collect();
         let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
-        let adapter = opened.adapter.as_deref().map(Fold::open).transpose()?;
+        let adapter = opened.adapter.as_deref().map(|dir| Fold::open(dir, family.prefix())).transpose()?;
         if let Some(fold) = &adapter {
             for module in fold.modules() {
                 let at = |part: &str| base.called(&format!("{module}.{part}"));

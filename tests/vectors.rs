@@ -1,21 +1,24 @@
 //! Texts as vectors, through the front door: what belongs together is found, and leaves as the vectors it was learned as.
 
 use crate::cli::refuses;
-use crate::common::{Folder, close, data, has_fields, tiny::Tiny};
+use crate::common::{Folder, close, data, has_fields, tensors, tiny::Tiny};
 use edgeft_runtime::model::Model;
 use edgeft_runtime::session::{Session, SessionOptions};
 use serde_json::{Value, json};
 
 const PLACES: [&str; 6] = ["garden", "house", "window", "table", "river", "train"];
+/// What stands for a place in an answer.
+const MARKS: [&str; 6] = ["broken", "house", "was", "this", "assistant", "lamp"];
 
-/// `n` questions and the sentence that answers each: they share the thing that is asked for, and nothing else of note.
+/// `n` questions and the text that answers each: a thing and a place are told by other words, one for each of them.
 fn pairs(n: usize, negatives: bool) -> String {
     let row = |i: usize| {
-        let (thing, other) = (data::WORDS[i % 10], data::WORDS[(i + 3) % 10]);
-        let place = PLACES[i / 10 % 6];
-        let mut row = json!({"query": format!("what colour is the {thing} in the {place}"), "document": format!("it was the {place} and a very fine {thing}")});
+        let (thing, place) = (i % 10, i / 10 % 6);
+        let text = |thing: usize| format!("{} and {} of it", data::WORDS[10 + thing % 10], MARKS[place]);
+        let query = format!("what is the {} in the {}", data::WORDS[thing], PLACES[place]);
+        let mut row = json!({"query": query, "document": text(thing)});
         if negatives {
-            row["negative"] = json!(format!("it was the {place} and a very fine {other}"));
+            row["negative"] = json!(text(thing + 3));
         }
         row
     };
@@ -48,16 +51,17 @@ fn recall_rises_and_the_file_gives_the_vectors_that_were_learned() {
         "--data pairs.jsonl --lr 3e-3",
         "--data hard.jsonl --lr 3e-3 --method dora --temperature 0.1",
         "--data pairs.jsonl --lr 1e-3 --method full",
-        "--data pairs.jsonl --lr 3e-3 --pooling cls",
+        "--data pairs.jsonl --lr 3e-3 --pooling cls --epochs 60",
     ]
     .into_iter()
     .enumerate()
     {
         let run = format!("run-{i}");
-        folder.edgeft(&format!("tune --model base --task embed --out {run} --epochs 60 --batch 30 --no-val {flags}")).ok();
+        let epochs = if flags.contains("--epochs") { "" } else { "--epochs 30" };
+        folder.edgeft(&format!("tune --model base --task embed --out {run} {epochs} --batch 30 --no-val {flags}")).ok();
         let after = judged(&folder, &format!("{run} --data pairs.jsonl"));
         let (a, b) = (number(&before, "accuracy_at_1"), number(&after, "accuracy_at_1"));
-        assert!(b > a + 0.3 && b > 0.8, "{flags}: {a} before, {b} after");
+        assert!(a < 0.2 && b > 0.8, "{flags}: {a} before, {b} after");
         assert!(number(&after, "mrr") > number(&before, "mrr"));
         // What leaves is what was learned.
         folder.edgeft(&format!("quantize {run} --type f32 --out {run}.gguf")).ok();
@@ -85,6 +89,15 @@ fn recall_rises_and_the_file_gives_the_vectors_that_were_learned() {
         let again = judged(&folder, &format!("again-{i}.gguf --data pairs.jsonl"));
         close(number(&again, "mrr"), number(&after, "mrr"), 1e-6, flags);
     }
+    // As PEFT has it on a trunk without a head.
+    let keys = tensors::read(&folder.at("run-0/adapter_model.safetensors"));
+    assert!(
+        keys.contains_key("base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"),
+        "{:?}",
+        keys.keys()
+    );
+    let config: Value = serde_json::from_slice(&folder.read("run-0/adapter_config.json")).expect("JSON");
+    assert_eq!(config["task_type"], "FEATURE_EXTRACTION");
     // And an ONNX folder carries it along.
     folder.edgeft("quantize run-3 --type f32 --to onnx --out onnx").ok();
     let pooling: Value = serde_json::from_slice(&folder.read("onnx/1_Pooling/config.json")).expect("JSON");
@@ -97,7 +110,7 @@ fn recall_rises_and_the_file_gives_the_vectors_that_were_learned() {
         session.embed(&ids).expect("a vector")
     };
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    let (asked, own) = (vector("what colour is the apple in the garden"), vector("it was the garden and a very fine apple"));
+    let (asked, own) = (vector("what is the apple in the garden"), vector("red and broken of it"));
     let text = String::from_utf8(folder.read("run-0.candle.jsonl")).expect("UTF-8");
     let first: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
     assert!((dot(&asked, &own) - number(&first, "cosine")).abs() < 1e-5, "{first}");
@@ -116,12 +129,12 @@ fn a_run_goes_on_to_the_same_bytes_and_memory_changes_nothing() {
     }
     folder.edgeft(&format!("{line} --save-every 3 --out run --resume")).ok();
     assert!(adapter("run") == adapter("whole"));
-    let bound = format!("--mem {}k", ((number(&json, "planned_mib") - 1.0) * 1024.0) as u64);
+    let bound = format!("--mem {}k", ((number(&json, "planned_mib") - 2.2) * 1024.0) as u64);
     let dry = folder.edgeft(&format!("{line} --out dry --dry-run {bound}")).ok().json();
     assert!(number(&dry, "parts") > 1.0, "{dry}");
     folder.edgeft(&format!("{line} --out bounded {bound}")).ok();
-    let read = |run: &str| crate::common::tensors::read(&folder.at(&format!("{run}/adapter_model.safetensors")));
-    let worst = crate::common::tensors::largest_difference(&read("whole"), &read("bounded"));
+    let read = |run: &str| tensors::read(&folder.at(&format!("{run}/adapter_model.safetensors")));
+    let worst = tensors::largest_difference(&read("whole"), &read("bounded"));
     assert!(worst <= 2e-6, "{worst:e}");
 }
 
@@ -138,7 +151,11 @@ fn scored_pairs_are_judged_and_not_learned() {
     let spearman = number(&json, "spearman");
     assert!(spearman > 0.2 && spearman <= 1.0, "{spearman}");
     assert!(json["mrr"].is_null());
-    refuses(&folder, "tune --model base --data scored.jsonl --out run", &["scored.jsonl:1", "a score says how near", "eval"]);
+    refuses(
+        &folder,
+        "tune --model base --data scored.jsonl --out run",
+        &["scored.jsonl:1", "a score says how near", "eval"],
+    );
     let text = folder.edgeft("data check scored.jsonl --model base").code(0).stdout;
     assert!(text.contains("-> embed"), "{text}");
 }

@@ -11,7 +11,7 @@ use crate::cli::Global;
 use crate::data::batch::Row;
 use crate::error::BadInput;
 use crate::export;
-use crate::model::network::{HEADS, Network};
+use crate::model::network::{HEADS, Network, Task};
 use crate::model::open::{Opened, Place, task_of_run};
 use crate::model::peft::{self, AdapterConfig, pissa};
 use crate::tune::checkpoint::{self, write_synced, write_tensors};
@@ -223,7 +223,8 @@ fn refer(
     let bar = show::bar((read.train.len() + read.val.len()) as u64, "reference");
     let mut before = 0;
     let made = &mut |rows: &[Row]| {
-        let found = log_probs(network, rows, activations, config.size(), &mut |n| bar.set_position((before + n) as u64))?;
+        let found =
+            log_probs(network, rows, activations, config.size(), &mut |n| bar.set_position((before + n) as u64))?;
         before += rows.len();
         Ok(found)
     };
@@ -342,9 +343,13 @@ impl Adapted {
     /// `adapter_config.json` and the tensors beside it.
     fn files(&self, network: &mut Network) -> anyhow::Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
         let tensors = peft::tensors(network);
-        Ok(match &self.start {
+        let (json, tensors) = match &self.start {
             Some(start) => (pissa::Start::widened(&self.config).to_json(&network.task), start.plain(tensors)?),
             None => (self.config.to_json(&network.task), tensors),
+        };
+        Ok(match network.task {
+            Task::Embed(_) => (json, peft::on_the_trunk(tensors, network.config.family.prefix())),
+            _ => (json, tensors),
         })
     }
 }

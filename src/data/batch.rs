@@ -408,12 +408,14 @@ mod tests {
     fn what_belongs_together_stays_together() {
         let answer = |n: usize, side| Row::new(vec![1; n], Target::Answer { tokens: vec![], side, reference: 0.0 }, 1);
         let vector = |n: usize, part| Row::new(vec![1; n], Target::Vector(part), 1);
-        let rows = [answer(9, Side::Chosen), answer(1, Side::Rejected), answer(4, Side::Chosen), answer(3, Side::Rejected)];
+        let rows =
+            [answer(9, Side::Chosen), answer(1, Side::Rejected), answer(4, Side::Chosen), answer(3, Side::Rejected)];
         let both = units(&rows);
         assert_eq!((both.clone(), lengths(&rows, &both)), (vec![0..2, 2..4], vec![10, 7]));
         let drawn: Vec<usize> = rows_of(&rows, &both, &[0, 1]).iter().map(|r| r.ids.len()).collect();
         assert_eq!(drawn, [4, 3, 9, 1]);
-        let rows = [vector(1, Part::Anchor), vector(2, Part::Positive), vector(3, Part::Negative), vector(1, Part::Anchor)];
+        let rows =
+            [vector(1, Part::Anchor), vector(2, Part::Positive), vector(3, Part::Negative), vector(1, Part::Anchor)];
         assert_eq!(units(&rows), [0..3, 3..4]);
         let rows = [answer(1, Side::Wanted), answer(2, Side::Mismatched), answer(1, Side::Unwanted)];
         assert_eq!(units(&rows), [0..2, 2..3]);

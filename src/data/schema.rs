@@ -377,7 +377,10 @@ mod tests {
             ),
             (r#"{"prompt": "", "chosen": "", "rejected": ""}"#, "3 fields: prompt, chosen, rejected -> preference"),
             (r#"{"prompt": "", "completion": "", "label": true}"#, "3 fields: prompt, completion, label -> preference"),
-            (r#"{"prompt": "", "completion": "", "label": "False"}"#, "3 fields: prompt, completion, label -> preference"),
+            (
+                r#"{"prompt": "", "completion": "", "label": "False"}"#,
+                "3 fields: prompt, completion, label -> preference",
+            ),
             (r#"{"anchor": "", "positive": "", "id": 1}"#, "2 fields: anchor, positive (not read: id) -> embed"),
             (
                 r#"{"query": "", "positive": "", "negative_1": "", "negative_2": ""}"#,

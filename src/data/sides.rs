@@ -100,7 +100,10 @@ impl Sides {
 fn answered(how: &Tokenize, prompt: &[Message], answer: &str) -> Result<Sequence, String> {
     let Some(template) = how.template else {
         let [Message { role, content, .. }] = prompt else {
-            return Err("the model has no chat template, so a prompt is one text; put chat_template.jinja into its folder".into());
+            return Err(
+                "the model has no chat template, so a prompt is one text; put chat_template.jinja into its folder"
+                    .into(),
+            );
         };
         if role != "user" {
             return Err(format!("the model has no chat template, so the prompt cannot be the {role}'s"));
@@ -156,9 +159,9 @@ pub fn with_mismatched(rows: Vec<Row>, max_len: usize) -> Vec<Row> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Labels;
     use super::super::example::Dataset;
     use super::super::tiny::{decoder, encoder, words};
-    use super::super::Labels;
     use super::*;
     use edgeft_runtime::chat::ChatTemplate;
 
@@ -185,7 +188,8 @@ mod tests {
         let (max_len, truncate) = (case.max_len, case.truncate);
         let template = template.as_ref();
         let how = Tokenize { tokenizer: &tokenizer, template, labels: &labels, encoder: is_encoder, max_len, truncate };
-        let made = how.rows(&data).map_err(|e| e.to_string().rsplit_once('/').map_or(String::new(), |e| e.1.to_owned()))?;
+        let made =
+            how.rows(&data).map_err(|e| e.to_string().rsplit_once('/').map_or(String::new(), |e| e.1.to_owned()))?;
         assert_eq!(made.rows.len(), made.of.len());
         Ok(made.rows)
     }
@@ -213,10 +217,7 @@ mod tests {
     #[test]
     fn only_the_answers_are_learned_with_and_without_a_template() {
         let pair = r#"{"prompt": "a ", "chosen": "b", "rejected": "c d"}"#;
-        assert_eq!(
-            print(&made(&PLAIN, pair).unwrap()),
-            ["<s> a (b) (</s>): Chosen", "<s> a (c) (d) (</s>): Rejected"]
-        );
+        assert_eq!(print(&made(&PLAIN, pair).unwrap()), ["<s> a (b) (</s>): Chosen", "<s> a (c) (d) (</s>): Rejected"]);
         let case = Case { template: Some(TURNS), ..PLAIN };
         assert_eq!(
             print(&made(&case, pair).unwrap()),
@@ -244,7 +245,11 @@ mod tests {
             (&PLAIN, pair("x", "y"), "d.jsonl:1: `chosen` and `rejected` give the same tokens"),
             (&short, pair("b c d", "b c e"), "are the same in their first 4 tokens; raise --max-len"),
             (&Case { truncate: Truncate::Split, ..short }, pair("b c d", "b"), "--truncate split would part"),
-            (&Case { truncate: Truncate::Error, ..short }, pair("b c d", "b"), "d.jsonl:1: 6 tokens, but --max-len is 4"),
+            (
+                &Case { truncate: Truncate::Error, ..short },
+                pair("b c d", "b"),
+                "d.jsonl:1: 6 tokens, but --max-len is 4",
+            ),
             (&PLAIN, messages.to_owned(), "d.jsonl:1: field `chosen`: the model has no chat template"),
         ] {
             let error = made(case, &text).unwrap_err();

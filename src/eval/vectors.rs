@@ -46,8 +46,7 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         let mut places = Vec::new();
         for (i, anchor) in texts.anchors.iter().enumerate() {
             let own = texts.right(i, &judged.rows);
-            let cosines: Vec<f64> =
-                texts.candidates.iter().map(|c| dot(&vectors[*anchor], &vectors[*c])).collect();
+            let cosines: Vec<f64> = texts.candidates.iter().map(|c| dot(&vectors[*anchor], &vectors[*c])).collect();
             let best = own.iter().map(|c| cosines[*c]).fold(f64::NEG_INFINITY, f64::max);
             // A tie with a wrong text is no success.
             let nearer = |c: &usize| !own.contains(c) && cosines[*c] >= best;
@@ -55,18 +54,15 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
             places.push(place as f64);
             predictions.push(json!({"row": judged.rows[*anchor].source, "place": place, "cosine": best}));
         }
-        let mean = |f: &dyn Fn(f64) -> f64| {
-            bootstrap_mean(&places.iter().map(|p| f(*p)).collect::<Vec<_>>(), SEED)
-        };
+        let mean = |f: &dyn Fn(f64) -> f64| bootstrap_mean(&places.iter().map(|p| f(*p)).collect::<Vec<_>>(), SEED);
         found.accuracy_at_1 = mean(&|p| f64::from(u8::from(p == 1.0)));
         found.recall_at_10 = mean(&|p| f64::from(u8::from(p <= 10.0)));
         found.mrr = mean(&|p| 1.0 / p);
     } else {
         let cosines: Vec<f64> = texts.anchors.iter().map(|a| dot(&vectors[*a], &vectors[*a + 1])).collect();
         let pick = |values: &[f64], rows: &[usize]| rows.iter().map(|i| values[*i]).collect::<Vec<f64>>();
-        found.spearman = Some(bootstrap(cosines.len(), SEED, |rows| {
-            spearman(&pick(&cosines, rows), &pick(&judged.scores, rows))
-        }));
+        found.spearman =
+            Some(bootstrap(cosines.len(), SEED, |rows| spearman(&pick(&cosines, rows), &pick(&judged.scores, rows))));
         for ((anchor, cosine), score) in texts.anchors.iter().zip(&cosines).zip(&judged.scores) {
             predictions.push(json!({"row": judged.rows[*anchor].source, "cosine": cosine, "score": score}));
         }
@@ -153,7 +149,15 @@ mod tests {
     fn what_is_right_for_one_anchor_is_right_for_its_twin() {
         let row = |id: u32, part| Row::new(vec![id], Target::Vector(part), 1);
         use Part::{Anchor, Negative, Positive};
-        let rows = [row(1, Anchor), row(2, Positive), row(3, Anchor), row(4, Positive), row(2, Negative), row(1, Anchor), row(4, Positive)];
+        let rows = [
+            row(1, Anchor),
+            row(2, Positive),
+            row(3, Anchor),
+            row(4, Positive),
+            row(2, Negative),
+            row(1, Anchor),
+            row(4, Positive),
+        ];
         let texts = Texts::of(&rows).unwrap();
         assert_eq!((&texts.anchors[..], &texts.candidates[..]), (&[0, 2, 5][..], &[1, 3][..]));
         assert_eq!((texts.right(0, &rows), texts.right(1, &rows)), (vec![0, 1], vec![1]));

@@ -61,9 +61,7 @@ pub fn pooling_files(opened: &Opened, task: Option<&Task>) -> anyhow::Result<Vec
         "pooling_mode_max_tokens": false,
         "pooling_mode_mean_sqrt_len_tokens": false,
     });
-    let module = |i: usize, path: &str, name: &str| {
-        json!({"idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{name}")})
-    };
+    let module = |i: usize, path: &str, name: &str| json!({"idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{name}")});
     let modules =
         json!([module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling"), module(2, "2_Normalize", "Normalize")]);
     let sentences = json!({"max_seq_length": opened.config.max_position_embeddings, "do_lower_case": false});

@@ -113,7 +113,10 @@ impl Network {
             }
             (false, Task::Span) => Head::Span(head_linear("qa_outputs", 2, true)?),
             (true, Task::Embed(Pooling::Cls)) => {
-                crate::bad_input!("--pooling cls: the first token of a {} sees no other; use mean", config.family.model_type())
+                crate::bad_input!(
+                    "--pooling cls: the first token of a {} sees no other; use mean",
+                    config.family.model_type()
+                )
             }
             (_, Task::Embed(pooling)) => Head::Pool(*pooling),
             (true, Task::Span) => {
@@ -406,11 +409,6 @@ impl Network {
     pub fn device(&self) -> &Device {
         &self.device
     }
-}
-
-/// How many targets of the rows a loss will be summed over: what the optimizer step divides by.
-pub fn count_targets(rows: &[&Row]) -> usize {
-    rows.iter().map(|row| row.learned()).sum()
 }
 
 fn classes(rows: &[&Row]) -> Result<Vec<u32>> {

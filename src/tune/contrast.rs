@@ -43,7 +43,12 @@ impl Contrast {
         let hidden = |i: usize, j: usize| {
             texts[candidates[j]] == texts[own[i]] || of[j].is_some_and(|a| texts[anchors[a]] == texts[anchors[i]])
         };
-        info_nce(v, &Candidates { own: &own, anchors: &anchors, rows: &candidates, hidden: &hidden }, self.temperature, weight)
+        info_nce(
+            v,
+            &Candidates { own: &own, anchors: &anchors, rows: &candidates, hidden: &hidden },
+            self.temperature,
+            weight,
+        )
     }
 }
 

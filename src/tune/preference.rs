@@ -310,9 +310,12 @@ mod tests {
         let (_, _, tally) = at(&DPO, &LOG_P);
         let fields = serde_json::Value::from(tally.fields());
         // β times (1.5, -0.75) of the chosen and (-0.75, 1) of the rejected.
-        for (name, want) in
-            [("rewards_chosen", 0.0375), ("rewards_rejected", 0.0125), ("rewards_margin", 0.025), ("rewards_accuracy", 0.5)]
-        {
+        for (name, want) in [
+            ("rewards_chosen", 0.0375),
+            ("rewards_rejected", 0.0125),
+            ("rewards_margin", 0.025),
+            ("rewards_accuracy", 0.5),
+        ] {
             assert!((fields[name].as_f64().unwrap() - want).abs() < 1e-12, "{fields}");
         }
         // One by one: 1.5 is above z = 0.375 and wanted, -0.75 below and unwanted; the other two are on the wrong side.

@@ -35,7 +35,12 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
             PreferenceKind::Dpo => {
                 let smooth = given.label_smoothing.is_some();
                 add("label-smoothing", p.label_smoothing.to_string(), smooth, "off: the pairs are taken to be right");
-                add("rpo-alpha", p.rpo_alpha.to_string(), given.rpo_alpha.is_some(), "off: the margin alone is learned");
+                add(
+                    "rpo-alpha",
+                    p.rpo_alpha.to_string(),
+                    given.rpo_alpha.is_some(),
+                    "off: the margin alone is learned",
+                );
             }
             PreferenceKind::Kto => {
                 let weighs = "as much as the other side; raise it where one has fewer rows";
@@ -92,7 +97,9 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
         None => {
             let why = match c.task {
                 TaskName::Preference => "pairs, each of two rows",
-                TaskName::Embed => "the other texts of a batch are what an anchor is told from: it is never cut for that",
+                TaskName::Embed => {
+                    "the other texts of a batch are what an anchor is told from: it is never cut for that"
+                }
                 _ => "low rank learns worse in large batches",
             };
             add("batch", c.batch.to_string(), given.batch.is_some(), why);

@@ -10,7 +10,7 @@ use super::optimizer::{self, AdamW};
 use super::run_folder::RunFolder;
 use crate::data::batch::{Course, Row, lengths, rows_of, units};
 use crate::model::layers::{Grads, Pass};
-use crate::model::network::{Network, count_targets};
+use crate::model::network::Network;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -113,7 +113,7 @@ impl Trainer<'_> {
             let warmup = if c.warmup < 1.0 { (c.warmup * steps as f64) as usize } else { c.warmup as usize };
             let (batches, epoch_ends) = course.step(state.step);
             let micro: Vec<Vec<&Row>> = batches.iter().map(|b| rows_of(self.train, &units, b)).collect();
-            let targets: usize = micro.iter().map(|b| count_targets(b)).sum();
+            let targets: usize = micro.iter().flatten().filter(|r| !r.is_only_read()).map(|r| r.learned()).sum();
             let tokens: usize = micro.iter().flatten().map(|r| r.ids.len()).sum();
             let attends = micro.iter().any(|b| guard::attends(b));
             if targets == 0 {

@@ -120,7 +120,10 @@ fn gradients_match(mut case: Case, objective: &Objective) {
         };
         let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * STEP);
         set(&mut case, name, &home);
-        assert!((along - slope).abs() <= 5e-3 * norm + 1e-5, "{name}: {along} along the gradient, the slope is {slope}");
+        assert!(
+            (along - slope).abs() <= 5e-3 * norm + 1e-5,
+            "{name}: {along} along the gradient, the slope is {slope}"
+        );
     }
 }
 
@@ -172,8 +175,10 @@ fn a_step_over_answers_is_the_same_however_it_is_cut() {
         let whole = step(&case, &objective, &[case.rows()], &a, Pass::EVAL);
         let examples = units(&case.rows);
         for n in [1, 2, 3] {
-            let micro: Vec<Vec<&Row>> =
-                examples.chunks(n).map(|part| part.iter().flat_map(|unit| &case.rows[unit.clone()]).collect()).collect();
+            let micro: Vec<Vec<&Row>> = examples
+                .chunks(n)
+                .map(|part| part.iter().flat_map(|unit| &case.rows[unit.clone()]).collect())
+                .collect();
             let cut = step(&case, &objective, &micro, &a, Pass::EVAL);
             assert!((cut.0.loss - whole.0.loss).abs() < 1e-6, "{p:?} by {n}: {} {}", cut.0.loss, whole.0.loss);
             let apart = distance(&flat(&whole.1), &flat(&cut.1));
@@ -181,7 +186,11 @@ fn a_step_over_answers_is_the_same_however_it_is_cut() {
         }
         // In parts that fit little memory, under dropout: each draws what the whole would have drawn.
         let dropped = AdapterConfig { dropout: 0.2, ..pairs(&DECODER, 0.0) };
-        let case = answers(Case::new(&Tiny::llama().calm(), Task::Generate, &data::ids(16, 20, 8)).with(&dropped), p.kind, drift);
+        let case = answers(
+            Case::new(&Tiny::llama().calm(), Task::Generate, &data::ids(16, 20, 8)).with(&dropped),
+            p.kind,
+            drift,
+        );
         let whole = step(&case, &objective, &[case.rows()], &a, PASS);
         let tight = tight(&a);
         assert_eq!(tight.parts(&case.rows()).len(), examples.len(), "a pair is never parted");

@@ -73,10 +73,7 @@ impl DryRun<'_> {
             "reasons": reasons.iter().map(|r| json!({"name": r.name, "value": r.value, "why": r.why})).collect::<Vec<_>>()});
         show::report(global, &line, || {
             println!("data      {}", read.schema);
-            println!(
-                "rows      {} to learn, {held_out} held out; {tokens} tokens, longest {longest}",
-                units.len()
-            );
+            println!("rows      {} to learn, {held_out} held out; {tokens} tokens, longest {longest}", units.len());
             if units.len() < read.train.len() {
                 println!("          {} sequences: {}", read.train.len(), what_belongs(c));
             }

@@ -91,9 +91,8 @@ pub fn read_data(
             crate::bad_input!("{}: row {row}: {what}", path.display());
         }
     }
-    let preference = (task == TaskName::Preference)
-        .then(|| kind_of(&args.data, &train, settings.preference))
-        .transpose()?;
+    let preference =
+        (task == TaskName::Preference).then(|| kind_of(&args.data, &train, settings.preference)).transpose()?;
     let max_len = reading.max_len;
     let arrange = |rows: Vec<Row>| match preference {
         Some(PreferenceKind::Kto) => sides::with_mismatched(sides::one_by_one(rows), max_len),
@@ -125,7 +124,9 @@ fn kind_of(path: &Path, rows: &[Row], asked: Option<PreferenceKind>) -> anyhow::
         );
     }
     if kind == PreferenceKind::Kto && rows.len() < 2 {
-        crate::bad_input!("{path}: --preference kto needs at least two answers, to hold one against the prompt of another");
+        crate::bad_input!(
+            "{path}: --preference kto needs at least two answers, to hold one against the prompt of another"
+        );
     }
     Ok(kind)
 }

@@ -136,9 +136,11 @@ pub fn info_nce(v: &Tensor, at: &Candidates, temperature: f64, weight: f64) -> R
         }
     }
     let slopes = Tensor::from_vec(slopes, (at.anchors.len(), width), v.device())?;
-    let du = Tensor::zeros(v.shape(), v.dtype(), v.device())?
-        .index_add(&a_at, &slopes.matmul(&k)?, 0)?
-        .index_add(&k_at, &slopes.t()?.contiguous()?.matmul(&a)?, 0)?;
+    let du = Tensor::zeros(v.shape(), v.dtype(), v.device())?.index_add(&a_at, &slopes.matmul(&k)?, 0)?.index_add(
+        &k_at,
+        &slopes.t()?.contiguous()?.matmul(&a)?,
+        0,
+    )?;
     // u = v / |v|: dv = (du - u (u · du)) / |v|.
     let along = (&unit * &du)?.sum_keepdim(1)?;
     let dv = (du - unit.broadcast_mul(&along)?)?.broadcast_div(&lengths)?;

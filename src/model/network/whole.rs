@@ -41,7 +41,9 @@ impl Network {
     /// A vector a row, (rows, C), as long as it comes.
     pub fn vectors(&self, rows: &[&Row], pass: Pass) -> Result<Tensor> {
         let batch = Self::pack(rows);
-        let Head::Pool(pooling) = &self.head else { candle_core::bail!("a network for {:?} has no vectors", self.task) };
+        let Head::Pool(pooling) = &self.head else {
+            candle_core::bail!("a network for {:?} has no vectors", self.task)
+        };
         pooling.forward(&self.trunk.forward(&batch, pass)?, &batch.segments)
     }
 
@@ -56,7 +58,9 @@ impl Network {
         slope: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<()> {
         let batch = Self::pack(rows);
-        let Head::Pool(pooling) = &self.head else { candle_core::bail!("a network for {:?} has no vectors", self.task) };
+        let Head::Pool(pooling) = &self.head else {
+            candle_core::bail!("a network for {:?} has no vectors", self.task)
+        };
         let (h, backward) = self.trunk.forward_keep(&batch, pass, recompute)?;
         let dv = slope(&pooling.forward(&h, &batch.segments)?)?;
         backward(&pooling.backward(&h, &batch.segments, &dv)?, grads)

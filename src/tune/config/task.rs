@@ -30,10 +30,8 @@ pub(super) fn preference(s: &Settings, task: TaskName) -> Option<Preference> {
 
 /// What vectors are learned with, every value resolved.
 pub(super) fn embed(s: &Settings, task: TaskName) -> Option<Embed> {
-    (task == TaskName::Embed).then(|| Embed {
-        pooling: s.pooling.unwrap_or_default(),
-        temperature: s.temperature.unwrap_or(0.05),
-    })
+    (task == TaskName::Embed)
+        .then(|| Embed { pooling: s.pooling.unwrap_or_default(), temperature: s.temperature.unwrap_or(0.05) })
 }
 
 /// Peak learning rate: low-rank pairs want about ten times the rate of full tuning; small models bear more; and a preference
@@ -157,7 +155,11 @@ mod tests {
         for (task, text, because) in [
             (TaskName::Text, "beta = 0.3", "--beta does not go with --task text"),
             (TaskName::Text, "preference = \"dpo\"", "--preference does not go with --task text"),
-            (TaskName::Preference, "preference = \"orpo\"\nlabel-smoothing = 0.1", "--label-smoothing does not go with --preference orpo"),
+            (
+                TaskName::Preference,
+                "preference = \"orpo\"\nlabel-smoothing = 0.1",
+                "--label-smoothing does not go with --preference orpo",
+            ),
             (TaskName::Preference, "desirable-weight = 2.0", "--desirable-weight does not go with --preference dpo"),
             (TaskName::Preference, "beta = 0.0", "--beta 0 cannot be"),
             (TaskName::Preference, "label-smoothing = 0.5", "--label-smoothing 0.5 cannot be"),
