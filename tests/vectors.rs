@@ -89,6 +89,9 @@ fn recall_rises_and_the_file_gives_the_vectors_that_were_learned() {
         let again = judged(&folder, &format!("again-{i}.gguf --data pairs.jsonl"));
         close(number(&again, "mrr"), number(&after, "mrr"), 1e-6, flags);
     }
+    // And what is tuned further pools as it did.
+    let plan = folder.edgeft("tune --model merged-3 --data pairs.jsonl --out next --dry-run --json").ok().json();
+    assert_eq!(plan["settings"]["pooling"], "cls");
     // As PEFT has it on a trunk without a head.
     let keys = tensors::read(&folder.at("run-0/adapter_model.safetensors"));
     assert!(
@@ -168,6 +171,9 @@ fn what_gives_no_vector_is_refused() {
     let tune = |data: &str, flags: &str| format!("tune --model base --data {data} --out run {flags}");
     refuses(&folder, &tune("empty.jsonl", ""), &["empty.jsonl:2", "field `anchor` is empty"]);
     refuses(&folder, &tune("pairs.jsonl", "--batch 1"), &["--batch 1", "--batch 2"]);
+    refuses(&folder, &tune("pairs.jsonl", "--batch-tokens 4"), &["pairs.jsonl", "alone in its micro-batch"]);
+    folder.edgeft(&tune("hard.jsonl", "--batch-tokens 4 --steps 2 --force")).ok();
+    std::fs::remove_dir_all(folder.at("run")).expect("gone");
     refuses(&folder, &tune("pairs.jsonl", "--temperature 0"), &["--temperature 0"]);
     refuses(&folder, &tune("pairs.jsonl", "--beta 1"), &["--beta", "--task embed"]);
     refuses(&folder, "tune --model decoder --data pairs.jsonl --pooling cls --out run", &["--pooling cls", "use mean"]);

@@ -24,7 +24,7 @@ use crate::tune::trainer::{Outcome, Trainer};
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 use dry_run::DryRun;
-use rows::{Read, read_data};
+use rows::{Read, check_company, read_data};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -151,7 +151,11 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let mut read = read_data(args, &opened, &settings, saved.as_ref())?;
     let given = settings.clone();
     settings.preference = settings.preference.or(read.preference);
+    if read.task == TaskName::Embed {
+        settings.pooling = settings.pooling.or(opened.pooling);
+    }
     let config = TuneConfig::resolve(&settings, read.task, &opened.config)?;
+    check_company(&args.data, &read.train, &config)?;
     // What it takes, before a weight is read.
     let adapter = adapter(args, &config)?;
     let weights = Weights::count(&opened.config, &opened.weights, read.task, read.labels.len(), adapter.as_ref());

@@ -180,13 +180,11 @@ pub fn log_probs(
     Ok(out)
 }
 
+/// What is done with a part: its rows, whether it computes again, and its place in the whole.
+type OnPart<'a> = dyn FnMut(&[&Row], bool, Pass) -> candle_core::Result<()> + 'a;
+
 /// Calls `f` for each part of a micro-batch, with whether it computes again and its place in the whole.
-fn each_part(
-    activations: &Activations,
-    rows: &[&Row],
-    mut pass: Pass,
-    f: &mut dyn FnMut(&[&Row], bool, Pass) -> candle_core::Result<()>,
-) -> candle_core::Result<()> {
+fn each_part(activations: &Activations, rows: &[&Row], mut pass: Pass, f: &mut OnPart) -> candle_core::Result<()> {
     for (part, recompute) in activations.parts(rows) {
         f(part, recompute, pass)?;
         pass.first += part.iter().map(|r| r.ids.len()).sum::<usize>();

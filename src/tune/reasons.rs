@@ -52,7 +52,12 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
     }
     if let Some(e) = &c.embed {
         let (pooling, t) = (format!("{:?}", e.pooling).to_lowercase(), e.temperature.to_string());
-        add("pooling", pooling, given.pooling.is_some(), "every token has a say, as most retrieval models have it");
+        add(
+            "pooling",
+            pooling,
+            given.pooling.is_some(),
+            "the base's own; or every token has a say, as in most retrieval models",
+        );
         add("temperature", t, given.temperature.is_some(), "a scale of 20, as sentence-transformers has it");
     }
     add(

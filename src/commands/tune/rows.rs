@@ -1,14 +1,14 @@
 //! The rows of `tune`: DATA as typed → rows to learn and rows held out, arranged as the loss wants them.
 
 use super::TuneArgs;
-use crate::data::batch::{Row, Side, Target};
+use crate::data::batch::{Row, Side, Target, lengths, order, units};
 use crate::data::example::Example;
 use crate::data::read::{Reading, Rows, TextSide};
 use crate::data::sides;
 use crate::export;
 use crate::model::network::Task;
 use crate::model::open::Opened;
-use crate::tune::config::{PreferenceKind, Settings, TaskName};
+use crate::tune::config::{PreferenceKind, Settings, TaskName, TuneConfig};
 use crate::tune::run_folder::RunFile;
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +129,20 @@ fn kind_of(path: &Path, rows: &[Row], asked: Option<PreferenceKind>) -> anyhow::
         );
     }
     Ok(kind)
+}
+
+/// An anchor that is alone in its micro-batch, without a negative, has nothing to be told from: where all are, nothing is learned.
+pub fn check_company(path: &Path, rows: &[Row], config: &TuneConfig) -> anyhow::Result<()> {
+    let units = units(rows);
+    let alone = |batch: &Vec<usize>| batch.len() < 2 && batch.iter().all(|i| units[*i].len() < 3);
+    if config.embed.is_some() && order(&lengths(rows, &units), config.size(), config.seed, 0, true).iter().all(alone) {
+        crate::bad_input!(
+            "{}: every anchor is alone in its micro-batch, with nothing to be told from; give more rows, a larger --batch, or \
+             negatives",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The first row that says how near its texts are: the file, and its line.
