@@ -411,7 +411,7 @@ mod tests {
         let rows =
             [answer(9, Side::Chosen), answer(1, Side::Rejected), answer(4, Side::Chosen), answer(3, Side::Rejected)];
         let both = units(&rows);
-        assert_eq!((both.clone(), lengths(&rows, &both)), (vec![0..2, 2..4], vec![10, 7]));
+        assert_eq!((both.clone(), super::lengths(&rows, &both)), (vec![0..2, 2..4], vec![10, 7]));
         let drawn: Vec<usize> = rows_of(&rows, &both, &[0, 1]).iter().map(|r| r.ids.len()).collect();
         assert_eq!(drawn, [4, 3, 9, 1]);
         let rows =
