@@ -4,7 +4,8 @@
 //! - [`schema`]: the fields of the first rows → what they can teach, printed back
 //! - [`example`], [`messages`], [`labels`]: a record → an [`example::Example`]; errors name file and line
 //! - [`chat`]: messages → text, and which spans of it are learned
-//! - [`tokenize`], [`answer`], [`truncate`]: text and spans → rows of ids and targets, none longer than it may be
+//! - [`tokenize`], [`answer`], [`truncate`]: text and spans → rows of ids and targets, none longer than it may be; [`sides`]:
+//!   answers that are compared and texts that belong together, each a row
 //! - [`split`]: train, validation, test, folds: seeded, stratified, the same text never on two sides
 //! - [`tokens`]: pre-tokenized safetensors → rows, and the recorded outputs of a second implementation
 //! - [`check`]: what is wrong with a dataset, before any weight loads
@@ -22,6 +23,7 @@ pub mod labels;
 pub mod messages;
 pub mod read;
 pub mod schema;
+pub mod sides;
 pub mod split;
 #[cfg(test)]
 mod tiny;

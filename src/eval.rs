@@ -3,12 +3,14 @@
 //! - [`metrics`]: accuracy, F1, exact match, perplexity, bootstrap; pure functions
 //! - [`subject`]: a model on an engine, asked for logits
 //! - [`rows`]: DATA as the rows that the subject is judged on
-//! - [`answer`]: spans and generated answers → text
+//! - [`answer`]: spans and generated answers → text; [`preference`]: pairs of answers; [`vectors`]: texts by what lies near
 
 pub mod answer;
 pub mod metrics;
+pub mod preference;
 pub mod rows;
 pub mod subject;
+pub mod vectors;
 
 use crate::data::batch::Target;
 use crate::data::schema::Task as TaskName;
@@ -36,6 +38,10 @@ pub struct Evaluation {
     pub classes: Option<Classes>,
     /// Exact match and F1, for answers.
     pub answers: Option<(Interval, Interval)>,
+    /// For pairs of answers.
+    pub preferred: Option<preference::Preferred>,
+    /// For vectors.
+    pub vectors: Option<vectors::Vectors>,
     /// A line a row.
     pub predictions: Vec<Value>,
 }
@@ -56,6 +62,8 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
     match judged.task {
         TaskName::Classify => classify(subject, judged, progress),
         TaskName::Answer => answer::evaluate(subject, judged, progress),
+        TaskName::Preference => preference::evaluate(subject, judged, progress),
+        TaskName::Embed => vectors::evaluate(subject, judged, progress),
         _ => text(subject, judged, progress),
     }
 }
@@ -65,7 +73,9 @@ fn fits(subject: &Subject, task: TaskName) -> anyhow::Result<()> {
     let (ok, is) = match subject.task() {
         Some(Task::Classify(_)) => (task == TaskName::Classify, "it classifies"),
         Some(Task::Span) => (task == TaskName::Answer, "it answers questions"),
+        Some(Task::Generate) if task == TaskName::Embed => (false, "it generates text and gives no vectors here"),
         Some(Task::Generate) => (task != TaskName::Classify, "it generates text and has no classifier"),
+        Some(Task::Embed(_)) => (task == TaskName::Embed, "it gives vectors"),
         None => (false, "it has no head"),
     };
     if !ok {
@@ -95,15 +105,9 @@ fn classify(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usi
         progress(i + 1);
     }
     let (accuracy, macro_f1) = metrics::classification_intervals(&labels, &pairs, SEED);
-    Ok(Evaluation {
-        task: TaskName::Classify,
-        examples: pairs.len(),
-        loss: Some(nll / pairs.len().max(1) as f64),
-        perplexity: None,
-        classes: Some(Classes { confusion: Confusion::count(&labels, &pairs), accuracy, macro_f1 }),
-        answers: None,
-        predictions,
-    })
+    let loss = Some(nll / pairs.len().max(1) as f64);
+    let classes = Some(Classes { confusion: Confusion::count(&labels, &pairs), accuracy, macro_f1 });
+    Ok(Evaluation { classes, ..Evaluation::new(TaskName::Classify, pairs.len(), loss, predictions) })
 }
 
 fn text(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
@@ -126,15 +130,9 @@ fn text(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize))
         progress(i + 1);
     }
     let (nll, count) = sums.iter().fold((0.0, 0), |(a, n), (b, m)| (a + b, n + m));
-    Ok(Evaluation {
-        task: judged.task,
-        examples: sums.len(),
-        loss: Some(nll / count.max(1) as f64),
-        perplexity: Some(metrics::perplexity_interval(&sums, SEED)),
-        classes: None,
-        answers: None,
-        predictions,
-    })
+    let perplexity = Some(metrics::perplexity_interval(&sums, SEED));
+    let loss = Some(nll / count.max(1) as f64);
+    Ok(Evaluation { perplexity, ..Evaluation::new(judged.task, sums.len(), loss, predictions) })
 }
 
 /// Probabilities of logits.
@@ -146,6 +144,33 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
 }
 
 impl Evaluation {
+    /// With nothing but these.
+    fn new(task: TaskName, examples: usize, loss: Option<f64>, predictions: Vec<Value>) -> Self {
+        let (perplexity, classes, answers, preferred, vectors) = (None, None, None, None, None);
+        Self { task, examples, loss, perplexity, classes, answers, preferred, vectors, predictions }
+    }
+
+    /// Every other number with its name, as JSON has it.
+    fn others(&self) -> Vec<(&'static str, Interval)> {
+        let mut all = Vec::new();
+        if let Some(p) = &self.preferred {
+            all.push(("accuracy", p.accuracy));
+            all.push(("accuracy_per_token", p.accuracy_per_token));
+            all.push(("margin", p.margin));
+        }
+        if let Some(v) = &self.vectors {
+            match v.spearman {
+                Some(spearman) => all.push(("spearman", spearman)),
+                None => {
+                    all.push(("accuracy_at_1", v.accuracy_at_1));
+                    all.push(("recall_at_10", v.recall_at_10));
+                    all.push(("mrr", v.mrr));
+                }
+            }
+        }
+        all
+    }
+
     /// The contract's fields.
     pub fn json(&self) -> Value {
         let mut out = json!({"task": self.task, "examples": self.examples, "loss": self.loss,
@@ -178,6 +203,13 @@ impl Evaluation {
             add("exact_match", em);
             add("f1", f1);
         }
+        for (name, interval) in self.others() {
+            out[name] = json!(interval.value);
+            add(name, &interval);
+        }
+        if let Some(v) = self.vectors.as_ref().filter(|v| v.spearman.is_none()) {
+            out["candidates"] = json!(v.candidates);
+        }
         out["ci95"] = ci.into();
         out
     }
@@ -188,6 +220,7 @@ impl Evaluation {
             (Some(c), ..) => ("accuracy", c.accuracy.value),
             (_, Some((em, _)), _) => ("exact match", em.value),
             (.., Some(p)) => ("perplexity", p.value),
+            _ if !self.others().is_empty() => (self.others()[0].0, self.others()[0].1.value),
             _ => ("loss", self.loss.unwrap_or(f64::NAN)),
         }
     }
@@ -215,9 +248,24 @@ impl fmt::Display for Evaluation {
                 )?;
             }
         }
+        for (name, interval) in self.others() {
+            writeln!(f, "  {:<18} {}", name.replace('_', " "), Shown(&interval))?;
+        }
+        if let Some(v) = self.vectors.as_ref().filter(|v| v.spearman.is_none()) {
+            writeln!(f, "  among {} different texts", v.candidates)?;
+        }
         if let Some(loss) = self.loss {
             writeln!(f, "  loss        {loss:.4}")?;
         }
         Ok(())
+    }
+}
+
+/// A number and its interval, four digits each.
+struct Shown<'a>(&'a Interval);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.4} (95 %: {:.4} to {:.4})", self.0.value, self.0.low, self.0.high)
     }
 }

@@ -5,6 +5,7 @@ pub mod onnx;
 
 use crate::error::BadInput;
 use crate::merge::Exported;
+use crate::model::layers::contrast::Pooling;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place, holds_onnx};
 use crate::tune::run_folder;
@@ -19,6 +20,9 @@ use edgeft_runtime::model::Model;
 use edgeft_runtime::tokenizer::{FolderFiles, Specials, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// llama.cpp's `pooling_type` of the first token.
+const POOLING_CLS: u32 = 2;
 
 /// Tokenizer files of a model, in the quantizer's words.
 pub fn tokenizer_files(opened: &Opened) -> anyhow::Result<TokenizerFiles> {
@@ -214,6 +218,9 @@ fn prove(merged: &Exported, files: &TokenizerFiles, plan: &Plan) -> anyhow::Resu
 /// as it was.
 fn extra(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<(String, Value)>> {
     let mut keys = provenance(opened, mix)?;
+    if opened.task()? == Some(Task::Embed(Pooling::Cls)) {
+        keys.push(("bert.pooling_type".into(), Value::U32(POOLING_CLS)));
+    }
     let base = opened.weights.metadata().into_iter().flat_map(|gguf| &gguf.metadata);
     keys.extend(base.filter(|(key, _)| key.starts_with("tokenizer.")).cloned());
     Ok(keys)

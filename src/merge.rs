@@ -50,7 +50,7 @@ impl<'a> Merged<'a> {
             .filter_map(|n| Some((n.to_owned(), base.shape(n)?)))
             .collect();
         let (mut folded, mut replaced) = (BTreeMap::new(), BTreeMap::new());
-        let adapter = opened.adapter.as_deref().map(Fold::open).transpose()?;
+        let adapter = opened.adapter.as_deref().map(|dir| Fold::open(dir, family.prefix())).transpose()?;
         if let Some(fold) = &adapter {
             for module in fold.modules() {
                 let at = |part: &str| base.called(&format!("{module}.{part}"));
@@ -194,6 +194,9 @@ pub fn merged_config(opened: &Opened) -> anyhow::Result<serde_json::Value> {
         Some(Task::Span) => config["architectures"] = class("ForQuestionAnswering"),
         Some(Task::Generate) if family == Family::Gpt2 => config["architectures"] = class("LMHeadModel"),
         Some(Task::Generate) => config["architectures"] = class("ForCausalLM"),
+        Some(Task::Embed(_)) => {
+            config["architectures"] = class(if family == Family::Gemma3 { "TextModel" } else { "Model" });
+        }
         None => {}
     }
     for key in ["torch_dtype", "dtype"] {
@@ -255,7 +258,12 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
             }
             Some(Task::Classify(labels)) => SpecTask::Classify { labels: labels.clone() },
             Some(Task::Span) => SpecTask::Answer,
-            None => SpecTask::Embed,
+            Some(Task::Embed(_)) if decoder => {
+                crate::bad_input!(
+                    "{name}: vectors of a decoder cannot be written as GGUF or ONNX yet; they can be merged, and judged on --engine candle"
+                )
+            }
+            Some(Task::Embed(_)) | None => SpecTask::Embed,
         },
         type_vocab_size: config.type_vocab_size,
     })

@@ -5,6 +5,8 @@
 //! - [`memory`]: what a run takes, before a weight is read, and how a micro-batch is cut so that it fits `--mem`
 //! - [`speed`]: how long it will take on this machine; [`reasons`]: why a default is what it is
 //! - [`budget`]: how many steps fit into `--budget`
+//! - [`objective`]: what a step minimizes; [`preference`], [`contrast`]: losses over answers and over vectors; [`reference`]: what
+//!   the network said of each answer before the first step
 //! - [`trainer`]: the loop, top to bottom: batch, loss, backward, clip, step, report
 //! - [`guard`]: what is trained and does not learn stops a run
 //! - [`checkpoint`]: weights + moments + cursor, so that a resumed run gives the same bytes
@@ -13,11 +15,15 @@
 pub mod budget;
 pub mod checkpoint;
 pub mod config;
+pub mod contrast;
 pub mod events;
 pub mod guard;
 pub mod memory;
+pub mod objective;
 pub mod optimizer;
+pub mod preference;
 pub mod reasons;
+pub mod reference;
 pub mod run_folder;
 pub mod schedule;
 pub mod speed;

@@ -196,7 +196,7 @@ impl Sums {
             }
             self.kl.push(kl);
             match &row.target {
-                Target::Tokens(targets) => {
+                Target::Tokens(targets) | Target::Answer { tokens: targets, .. } => {
                     if let Some(Some(t)) = targets.get(position) {
                         self.nll[0] -= q[*t as usize];
                         self.nll[1] -= p[*t as usize];
@@ -208,7 +208,7 @@ impl Sums {
                     self.right[1] += usize::from(argmax(b) == *c as usize);
                     self.labelled += 1;
                 }
-                Target::Span { .. } | Target::None => {}
+                Target::Span { .. } | Target::Vector(_) | Target::None => {}
             }
         }
         Ok(())

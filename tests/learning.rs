@@ -7,6 +7,7 @@ mod quantized;
 mod resume;
 mod split;
 mod traces;
+mod whole;
 
 use crate::common::{Folder, tensors, tiny::Tiny};
 use candle_core::{Device, Tensor};

@@ -19,5 +19,7 @@ mod onnx;
 mod package;
 mod parity;
 mod pipeline;
+mod preference;
 mod server;
 mod tune;
+mod vectors;

@@ -7,6 +7,9 @@ use crate::data::schema::Task as TaskName;
 use crate::eval::rows::read_judged;
 use crate::eval::subject::{EngineName, Subject};
 use crate::eval::{Evaluation, evaluate};
+use crate::model::layers::contrast::Pooling;
+use crate::model::network::Task;
+use crate::model::open::{Opened, Place};
 use crate::tune::checkpoint::write_synced;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +17,7 @@ use std::process::ExitCode;
 /// Flags of `eval`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  edgeft eval RUN --data test.jsonl\n  edgeft eval model.gguf --data test.jsonl --predictions out.jsonl\nNext:\n  edgeft quantize RUN --type q4_k_m --out model.gguf --verify test.jsonl"
+    after_help = "Example:\n  edgeft eval RUN --data test.jsonl\n  edgeft eval model.gguf --data test.jsonl --predictions out.jsonl\n  edgeft eval bert/ --task embed --data queries.jsonl\nNext:\n  edgeft quantize RUN --type q4_k_m --out model.gguf --verify test.jsonl"
 )]
 pub struct EvalArgs {
     /// Model, RUN, GGUF, ONNX folder, or `nano`
@@ -67,7 +70,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> anyhow::Result<ExitCode> {
 fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
     args.ort.load_for(&[(&args.model, args.engine)])?;
     let mut subject = match &args.adapter {
-        None => Subject::open(&args.model, args.engine, None, global.threads())?,
+        None => Subject::open(&args.model, args.engine, asked(args)?, global.threads())?,
         Some(adapter) => Subject::with_adapter(&args.model, adapter)?,
     };
     show::runs_on(subject.runs_on());
@@ -76,4 +79,16 @@ fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
     let evaluation = evaluate(&mut subject, &judged, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(evaluation)
+}
+
+/// The task that a model is opened for, where that is another than it says of itself: any network gives vectors.
+fn asked(args: &EvalArgs) -> anyhow::Result<Option<Task>> {
+    let folder = matches!(Place::of(&args.model)?, Place::Folder(_) | Place::Nano);
+    if args.task != Some(TaskName::Embed) || !folder {
+        return Ok(None);
+    }
+    Ok(match Opened::open(&args.model, 0)?.task()? {
+        Some(Task::Embed(_)) => None,
+        _ => Some(Task::Embed(Pooling::default())),
+    })
 }

@@ -2,7 +2,9 @@
 
 use super::show;
 use crate::cli::Global;
+use crate::export::onnx::pooling_files;
 use crate::merge::{Merged, merged_config};
+use crate::model::network::Task;
 use crate::model::open::Opened;
 use crate::tune::checkpoint::write_synced;
 use anyhow::Context;
@@ -81,6 +83,7 @@ pub fn merge(opened: &Opened, out: &Path, force: bool) -> anyhow::Result<MergedF
         serde_json::to_string_pretty(&merged_config(opened)?)?.as_bytes(),
     )?;
     write_text_files(opened, folder.path())?;
+    write_pooling_files(opened, opened.task()?.as_ref(), folder.path())?;
     folder.finish()?;
     Ok(MergedFolder { changed: merged.changed(), bytes })
 }
@@ -95,6 +98,18 @@ pub fn write_text_files(opened: &Opened, folder: &Path) -> anyhow::Result<()> {
     }
     if let Some(template) = &opened.text.chat_template {
         write_synced(&folder.join("chat_template.jinja"), template.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What sentence-transformers reads of a model that gives vectors; nothing of others.
+pub fn write_pooling_files(opened: &Opened, task: Option<&Task>, folder: &Path) -> anyhow::Result<()> {
+    for (name, bytes) in pooling_files(opened, task)? {
+        let path = folder.join(name);
+        if let Some(above) = path.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        write_synced(&path, &bytes)?;
     }
     Ok(())
 }

@@ -1,39 +1,41 @@
 //! `edgeft tune`: rows → adapter, in a RUN folder.
 //!
-//! - [`dry_run`]: the plan, printed; [`watch`]: the bar, and Ctrl-C
+//! - [`rows`]: DATA, read and arranged; [`dry_run`]: the plan, printed; [`watch`]: the bar, and Ctrl-C
 
 mod dry_run;
+mod rows;
 mod watch;
 
 use super::show;
 use crate::cli::Global;
-use crate::data::batch::{Row, Target};
-use crate::data::read::{Reading, Rows, TextSide};
+use crate::data::batch::Row;
 use crate::error::BadInput;
 use crate::export;
 use crate::model::network::{HEADS, Network, Task};
-use crate::model::open::{Opened, Place};
+use crate::model::open::{Opened, Place, task_of_run};
 use crate::model::peft::{self, AdapterConfig, pissa};
 use crate::tune::checkpoint::{self, write_synced, write_tensors};
 use crate::tune::config::{Init, Method, Settings, TaskName, TuneConfig};
 use crate::tune::memory::{Activations, Plan, Weights};
+use crate::tune::objective::log_probs;
+use crate::tune::reference;
 use crate::tune::run_folder::{Hashes, Origin, RunFile, RunFolder, sha256, sha256_bytes};
 use crate::tune::trainer::{Outcome, Trainer};
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 use dry_run::DryRun;
+use rows::{Read, check_company, read_data};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 use watch::Bar;
 
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[command(
-    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
+    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\n  edgeft tune --model base/ --data pairs.jsonl --preference dpo --beta 0.1 --out RUN\n  edgeft tune --model bert/ --data queries.jsonl --task embed --out RUN\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
 )]
 pub struct TuneArgs {
     /// Model folder, GGUF file or `nano`; a config.json with --method full starts from random weights
@@ -146,13 +148,20 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         opened.weights = opened.weights.in_nf4();
     }
     // Rows and labels.
-    let read = read_data(args, &opened, &settings, saved.as_ref())?;
+    let mut read = read_data(args, &opened, &settings, saved.as_ref())?;
+    let given = settings.clone();
+    settings.preference = settings.preference.or(read.preference);
+    if read.task == TaskName::Embed {
+        settings.pooling = settings.pooling.or(opened.pooling);
+    }
     let config = TuneConfig::resolve(&settings, read.task, &opened.config)?;
+    check_company(&args.data, &read.train, &config)?;
     // What it takes, before a weight is read.
     let adapter = adapter(args, &config)?;
     let weights = Weights::count(&opened.config, &opened.weights, read.task, read.labels.len(), adapter.as_ref());
     let text = opened.text.tokenizer_json.as_ref().map_or(0, Vec::len);
-    let language = !matches!((read.task, opened.config.family.is_decoder()), (TaskName::Classify, _) | (_, false));
+    let no_words = matches!(read.task, TaskName::Classify | TaskName::Embed);
+    let language = !no_words && opened.config.family.is_decoder();
     let activations = Activations::new(&opened.config, language, config.no_pack);
     let plan = Plan::new(&config, activations, &weights, (&read.train, &read.val), text)?;
     if args.dry_run {
@@ -160,7 +169,7 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
             crate::bad_input!("no module is called {target}; this model has: {has}");
         }
         let (config, model) = (&config, &opened.config);
-        DryRun { given: &settings, config, model, read: &read, weights, plan: &plan }.print(global)?;
+        DryRun { given: &given, config, model, read: &read, weights, plan: &plan }.print(global)?;
         return Ok(None);
     }
     let file = match saved {
@@ -168,11 +177,7 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         None => run_file(args, &opened, &config, &read, nf4)?,
     };
     // The network, and what of it is trained.
-    let task = match read.task {
-        TaskName::Classify => Task::Classify(file.run.labels.clone()),
-        TaskName::Answer if !opened.config.family.is_decoder() => Task::Span,
-        _ => Task::Generate,
-    };
+    let task = task_of_run(&file, opened.config.family.is_decoder());
     let mut network = Network::load(&opened.config, &opened.weights, task, config.seed, &Device::Cpu)?;
     let adapter = prepare(&mut network, args, &opened, &config, adapter)?;
     let mut trainable_params = 0;
@@ -186,10 +191,15 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
         (RunFolder::create(&args.out, &file, args.force)?, None)
     };
     super::merge::write_text_files(&opened, &folder.path)?;
+    let objective = config.objective();
+    if objective.has_reference() {
+        refer(&network, &mut read, &config, &plan.activations, &folder)?;
+    }
     let mut watch = Bar::new();
     let mut trainer = Trainer {
         network: &mut network,
         config: &config,
+        objective,
         train: &read.train,
         val: &read.val,
         activations: plan.activations,
@@ -204,6 +214,27 @@ pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let planned_bytes = plan.terms.peak();
     let can_leave = crate::merge::can_leave(&opened.config, Some(&network.task));
     Ok(Some(Tuned { outcome, trainable_params, val_rows: read.val.len(), planned_bytes, can_leave }))
+}
+
+/// What the network says of each answer before the first step; it stands in the run already when that goes on.
+fn refer(
+    network: &Network,
+    read: &mut Read,
+    config: &TuneConfig,
+    activations: &Activations,
+    folder: &RunFolder,
+) -> anyhow::Result<()> {
+    let bar = show::bar((read.train.len() + read.val.len()) as u64, "reference");
+    let mut before = 0;
+    let made = &mut |rows: &[Row]| {
+        let found =
+            log_probs(network, rows, activations, config.size(), &mut |n| bar.set_position((before + n) as u64))?;
+        before += rows.len();
+        Ok(found)
+    };
+    reference::fill(&folder.path, [&mut read.train, &mut read.val], made).context("the reference cannot be made")?;
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// Flags over the file over, when resuming, what the run saved.
@@ -226,78 +257,6 @@ fn settings(args: &TuneArgs, saved: Option<&RunFile>) -> anyhow::Result<Settings
         settings = settings.over(saved.tune.clone());
     }
     Ok(settings)
-}
-
-/// Longest row, where nothing else is said.
-const DEFAULT_MAX_LEN: usize = 256;
-
-/// Rows to learn and to hold out.
-struct Read {
-    task: TaskName,
-    labels: Vec<String>,
-    train: Vec<Row>,
-    val: Vec<Row>,
-    held_out: Vec<usize>,
-    schema: String,
-}
-
-fn read_data(args: &TuneArgs, opened: &Opened, settings: &Settings, saved: Option<&RunFile>) -> anyhow::Result<Read> {
-    // Labels of the run that goes on, or of a base that already is a classifier.
-    let known = match (saved, opened.task()?) {
-        (Some(file), _) => file.run.labels.clone(),
-        (None, Some(Task::Classify(labels))) => labels,
-        _ => Vec::new(),
-    };
-    let reading = Reading {
-        task: settings.task,
-        labels: (!known.is_empty()).then_some(&known),
-        max_len: settings.max_len.unwrap_or(DEFAULT_MAX_LEN).min(opened.config.max_position_embeddings),
-        truncate: settings.truncate,
-        encoder: !opened.config.family.is_decoder(),
-    };
-    let tokenizer = || export::tokenizer(opened).map(Arc::new);
-    let text = TextSide { tokenizer: &tokenizer, template: opened.text.chat_template.as_deref() };
-    let all = Rows::read(&args.data, &reading, &text)?;
-    let (task, labels) = (all.task, all.labels.clone());
-    let (train, val, held_out) = match &args.val {
-        Some(path) => {
-            let reading = Reading { task: Some(task), labels: (!labels.is_empty()).then_some(&labels), ..reading };
-            (all.rows.clone(), Rows::read(path, &reading, &text)?.rows, Vec::new())
-        }
-        None if args.no_val || all.is_pretokenized() => (all.rows.clone(), Vec::new(), Vec::new()),
-        None => match saved {
-            // A run that goes on keeps what it held out.
-            Some(file) => {
-                let (train, val) = all.part(&file.run.held_out);
-                (train, val, file.run.held_out.clone())
-            }
-            None => all.hold_out(settings.seed.unwrap_or(0)),
-        },
-    };
-    if train.is_empty() {
-        crate::bad_input!("{}: no row is left to learn", args.data.display());
-    }
-    if task == TaskName::Classify && labels.len() < 2 {
-        let only = labels.first().map_or("", String::as_str);
-        crate::bad_input!("{}: every row has the label `{only}`; a classifier needs at least two", args.data.display());
-    }
-    check_targets(&args.data, &train)?;
-    let room = opened.config.room();
-    for (path, rows) in [(Some(&args.data), &train), (args.val.as_ref().or(Some(&args.data)), &val)] {
-        let misfit = |row: &Row| row.misfit(room).map(|what| (row.source, what));
-        if let (Some(path), Some((row, what))) = (path, rows.iter().find_map(misfit)) {
-            crate::bad_input!("{}: row {row}: {what}", path.display());
-        }
-    }
-    Ok(Read { task, labels, train, val, held_out, schema: all.schema })
-}
-
-/// Every row must teach something.
-fn check_targets(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
-    if let Some(row) = rows.iter().find(|r| matches!(r.target, Target::None)) {
-        crate::bad_input!("{}: row {}: nothing to learn (no labels, no positions)", path.display(), row.source);
-    }
-    Ok(())
 }
 
 fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read, nf4: bool) -> anyhow::Result<RunFile> {
@@ -388,9 +347,13 @@ impl Adapted {
     /// `adapter_config.json` and the tensors beside it.
     fn files(&self, network: &mut Network) -> anyhow::Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
         let tensors = peft::tensors(network);
-        Ok(match &self.start {
+        let (json, tensors) = match &self.start {
             Some(start) => (pissa::Start::widened(&self.config).to_json(&network.task), start.plain(tensors)?),
             None => (self.config.to_json(&network.task), tensors),
+        };
+        Ok(match network.task {
+            Task::Embed(_) => (json, peft::on_the_trunk(tensors, network.config.family.prefix())),
+            _ => (json, tensors),
         })
     }
 }
@@ -408,6 +371,7 @@ fn finish(opened: &Opened, network: &mut Network, adapter: Option<&Adapted>, fol
         }
         None => {
             let config = crate::merge::merged_config(opened)?;
+            super::merge::write_pooling_files(opened, Some(&network.task), &folder.path)?;
             write_synced(&folder.path.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
             write_tensors(&folder.path.join("model.safetensors"), &network.checkpoint()?)?;
         }

@@ -39,6 +39,61 @@ pub enum Target {
         /// Last token, included.
         end: u32,
     },
+    /// An answer, and what is thought of it.
+    Answer {
+        /// As in [`Target::Tokens`].
+        tokens: Vec<Option<u32>>,
+        /// What is thought of it.
+        side: Side,
+        /// log p of the answer under the network as it was before the run, in nats; 0 until it is known.
+        reference: f64,
+    },
+    /// A text whose vector is held against others'.
+    Vector(Part),
+}
+
+/// What is thought of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The better of two; the other one is the next row.
+    Chosen,
+    /// The worse of two.
+    Rejected,
+    /// Wanted, by itself.
+    Wanted,
+    /// Not wanted, by itself.
+    Unwanted,
+    /// Of another question than the one before it: nothing is learned from it, it tells how far the network has drifted.
+    Mismatched,
+}
+
+/// What a text is to its anchor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What is asked for; its others are the next rows.
+    Anchor,
+    /// What should lie near it.
+    Positive,
+    /// What should lie far from it, and might be taken for near.
+    Negative,
+}
+
+impl Target {
+    /// What each position must predict, of those that predict tokens.
+    pub fn tokens(&self) -> Option<&[Option<u32>]> {
+        match self {
+            Self::Tokens(tokens) | Self::Answer { tokens, .. } => Some(tokens),
+            _ => None,
+        }
+    }
+
+    /// What is thought of an answer.
+    pub fn side(&self) -> Option<Side> {
+        match self {
+            Self::Answer { side, .. } => Some(*side),
+            _ => None,
+        }
+    }
 }
 
 /// How far the tables of a network reach.
@@ -59,7 +114,7 @@ impl Row {
         if let Some(id) = self.ids.iter().find(beyond) {
             return Some(format!("token id {id}, but the model's vocabulary has {} tokens", room.vocab));
         }
-        if let Target::Tokens(targets) = &self.target
+        if let Some(targets) = self.target.tokens()
             && let Some(id) = targets.iter().flatten().find(beyond)
         {
             return Some(format!("label {id}, but the model's vocabulary has {} tokens", room.vocab));
@@ -92,10 +147,45 @@ impl Row {
     pub fn learned(&self) -> usize {
         match &self.target {
             Target::None => 0,
-            Target::Tokens(t) => t.iter().flatten().count(),
-            Target::Class(_) | Target::Span { .. } => 1,
+            Target::Tokens(t) | Target::Answer { tokens: t, .. } => t.iter().flatten().count(),
+            Target::Class(_) | Target::Span { .. } | Target::Vector(_) => 1,
         }
     }
+
+    /// Whether an example begins with this row: a rejected answer belongs to the chosen one before it, a positive and its
+    /// negatives to their anchor. What belongs together is drawn, cut and learned together.
+    pub fn begins(&self) -> bool {
+        !matches!(
+            self.target,
+            Target::Answer { side: Side::Rejected | Side::Mismatched, .. }
+                | Target::Vector(Part::Positive | Part::Negative)
+        )
+    }
+
+    /// Whether it is only read: it tells something about the network, and no gradient goes through it.
+    pub fn is_only_read(&self) -> bool {
+        self.target.side() == Some(Side::Mismatched)
+    }
+}
+
+/// The rows of each example: one, but where several belong together.
+pub fn units(rows: &[Row]) -> Vec<std::ops::Range<usize>> {
+    let mut start = 0;
+    let ends = (1..=rows.len()).filter(|end| rows.get(*end).is_none_or(Row::begins));
+    ends.map(|end| std::mem::replace(&mut start, end)..end).collect()
+}
+
+/// Tokens of each of these examples.
+pub fn lengths(rows: &[Row], units: &[std::ops::Range<usize>]) -> Vec<usize> {
+    units.iter().map(|unit| rows[unit.clone()].iter().map(|r| r.ids.len()).sum()).collect()
+}
+
+/// Rows of a micro-batch of examples, those of equal length together: they share their attention GEMMs.
+pub fn rows_of<'a>(rows: &'a [Row], units: &[std::ops::Range<usize>], batch: &[usize]) -> Vec<&'a Row> {
+    let mut batch: Vec<&[Row]> = batch.iter().map(|i| &rows[units[*i].clone()]).collect();
+    // Stable: equal lengths keep their order.
+    batch.sort_by_key(|unit| (unit.iter().map(|r| r.ids.len()).sum::<usize>(), unit[0].keys));
+    batch.into_iter().flatten().collect()
 }
 
 /// Batches are drawn from this many batches' worth of rows at a time: enough rows to find equal lengths among, few
@@ -312,6 +402,25 @@ mod tests {
         let row = Row::language(vec![1, 7, 8, 2], &[false, false, true, true], 3);
         assert_eq!(row.target, Target::Tokens(vec![None, Some(8), Some(2), None]));
         assert_eq!((row.positions, row.keys), (vec![0, 1, 2, 3], 4));
+    }
+
+    #[test]
+    fn what_belongs_together_stays_together() {
+        let answer = |n: usize, side| Row::new(vec![1; n], Target::Answer { tokens: vec![], side, reference: 0.0 }, 1);
+        let vector = |n: usize, part| Row::new(vec![1; n], Target::Vector(part), 1);
+        let rows =
+            [answer(9, Side::Chosen), answer(1, Side::Rejected), answer(4, Side::Chosen), answer(3, Side::Rejected)];
+        let both = units(&rows);
+        assert_eq!((both.clone(), super::lengths(&rows, &both)), (vec![0..2, 2..4], vec![10, 7]));
+        let drawn: Vec<usize> = rows_of(&rows, &both, &[0, 1]).iter().map(|r| r.ids.len()).collect();
+        assert_eq!(drawn, [4, 3, 9, 1]);
+        let rows =
+            [vector(1, Part::Anchor), vector(2, Part::Positive), vector(3, Part::Negative), vector(1, Part::Anchor)];
+        assert_eq!(units(&rows), [0..3, 3..4]);
+        let rows = [answer(1, Side::Wanted), answer(2, Side::Mismatched), answer(1, Side::Unwanted)];
+        assert_eq!(units(&rows), [0..2, 2..3]);
+        assert_eq!(units(&[Row::new(vec![1], Target::Class(1), 1), Row::new(vec![1], Target::None, 2)]), [0..1, 1..2]);
+        assert!(units(&[]).is_empty());
     }
 
     #[test]

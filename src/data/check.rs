@@ -294,6 +294,10 @@ fn whole(example: &Example) -> String {
             messages.iter().map(|m| format!("{}\u{0}{}", m.role, m.content)).collect::<Vec<_>>().join("\u{0}")
         }
         Example::Preference { chosen, rejected, .. } => format!("{}\u{0}{chosen}\u{0}{rejected}", example.text()),
+        Example::Judged { completion, .. } => format!("{}\u{0}{completion}", example.text()),
+        Example::Embed { anchor, positive, negatives, .. } => {
+            [anchor, positive].into_iter().chain(negatives).map(String::as_str).collect::<Vec<_>>().join("\u{0}")
+        }
         _ => example.text(),
     }
 }

@@ -55,6 +55,26 @@ pub enum Example {
         /// The worse answer.
         rejected: String,
     },
+    /// One answer, and whether it is wanted.
+    Judged {
+        /// What it answers.
+        prompt: Vec<Message>,
+        /// The answer.
+        completion: String,
+        /// Whether it is wanted.
+        wanted: bool,
+    },
+    /// Texts that belong together, and texts that do not.
+    Embed {
+        /// What is asked for.
+        anchor: String,
+        /// What should lie near it.
+        positive: String,
+        /// What should not.
+        negatives: Vec<String>,
+        /// How near the first two are, in the data's own unit.
+        score: Option<f64>,
+    },
 }
 
 /// An answer and where it stands in its context.
@@ -83,7 +103,8 @@ impl Example {
             Self::Classify { text, pair: None, .. } => text.clone(),
             Self::Classify { text, pair: Some(pair), .. } => format!("{text}\u{0}{pair}"),
             Self::Answer { context, .. } => context.clone(),
-            Self::Preference { prompt, .. } => turns(prompt),
+            Self::Preference { prompt, .. } | Self::Judged { prompt, .. } => turns(prompt),
+            Self::Embed { anchor, .. } => anchor.clone(),
         }
     }
 }
@@ -179,7 +200,49 @@ pub(super) fn parse(fields: &Map<String, Value>, schema: &Schema) -> Result<Exam
             pair_of(schema.task, string(fields, prompt)?, "", string(fields, completion)?)
         }
         Layout::Preference => messages::preference(fields),
+        Layout::Judged { prompt, completion } => messages::judged(fields, prompt, completion),
+        Layout::Vectors { anchor, positive, negatives, score } => {
+            vectors(fields, [anchor, positive], negatives, score.as_deref())
+        }
     }
+}
+
+/// Two texts, those that are far from the first, and how near the two are.
+fn vectors(
+    fields: &Map<String, Value>,
+    [anchor, positive]: [&str; 2],
+    negatives: &[String],
+    score: Option<&str>,
+) -> Result<Example, String> {
+    let text = |name: &str| match string(fields, name)? {
+        blank if blank.trim().is_empty() => Err(format!("field `{name}` is empty; its vector would say nothing")),
+        text => Ok(text),
+    };
+    let mut far = Vec::new();
+    for name in negatives {
+        match fields.get(name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(list)) => {
+                for (i, one) in list.iter().enumerate() {
+                    let Value::String(one) = one else {
+                        return Err(format!("field `{name}`, text {i} is {}, not a string", type_name(one)));
+                    };
+                    far.push(one.clone());
+                }
+            }
+            Some(_) => far.push(text(name)?),
+        }
+    }
+    let number = |name: &str| match needed(fields, name)? {
+        Value::Number(n) => Ok(n.as_f64()),
+        Value::String(s) => Ok(s.trim().parse().ok().filter(|v: &f64| v.is_finite())),
+        other => Err(format!("field `{name}` is {}, not a number", type_name(other))),
+    };
+    let score = match score {
+        None => None,
+        Some(name) => Some(number(name)?.ok_or_else(|| format!("field `{name}` is not a number"))?),
+    };
+    Ok(Example::Embed { anchor: text(anchor)?, positive: text(positive)?, negatives: far, score })
 }
 
 /// Prompt and completion, verbatim but for what stands `between`; or two turns of a conversation.

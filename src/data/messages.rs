@@ -2,7 +2,7 @@
 
 use super::example::{Example, needed, optional};
 use super::formats::type_name;
-use super::schema::quoted;
+use super::schema::{self, quoted};
 use serde_json::{Map, Value};
 
 /// One turn.
@@ -197,4 +197,19 @@ pub(super) fn preference(fields: &Map<String, Value>) -> Result<Example, String>
     }
     prompt.iter_mut().for_each(|m| m.learned = false);
     Ok(Example::Preference { prompt, chosen, rejected })
+}
+
+/// An answer to a prompt, and whether it is wanted.
+pub(super) fn judged(fields: &Map<String, Value>, prompt: &str, completion: &str) -> Result<Example, String> {
+    let mut asked = system(fields)?;
+    asked.extend(turns(needed(fields, prompt)?, prompt, "user")?);
+    let completion = match turns(needed(fields, completion)?, completion, "assistant")?.as_slice() {
+        [one] if one.role == "assistant" => one.content.clone(),
+        rest => return Err(format!("field `{completion}` has {} turns; expected one, the assistant's", rest.len())),
+    };
+    let label = needed(fields, "label")?;
+    let wanted = schema::is_yes_or_no(label)
+        .ok_or_else(|| format!("field `label` is {label}; expected true (a wanted answer) or false"))?;
+    asked.iter_mut().for_each(|m| m.learned = false);
+    Ok(Example::Judged { prompt: asked, completion, wanted })
 }

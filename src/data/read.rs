@@ -89,6 +89,12 @@ impl Rows {
                 ));
             }
         }
+        if data.schema.task == Task::Preference && !how.encoder {
+            schema.push_str(match template {
+                Some(_) => "; prompts and answers by the chat template",
+                None => "; prompts and answers verbatim, end to end: the model has no chat template",
+            });
+        }
         let labels = labels.names().to_vec();
         Ok(Self { task: data.schema.task, labels, rows: made.rows, schema, examples: Some(data), of: made.of })
     }
@@ -144,7 +150,7 @@ impl Rows {
     /// Holds out a tenth, at most 500: rows to learn from, rows held out, and the numbers of the latter (of examples, or of
     /// windows where DATA is one long text).
     pub fn hold_out(&self, seed: u64) -> (Vec<Row>, Vec<Row>, Vec<usize>) {
-        let several = self.examples.as_ref().filter(|d| d.rows.len() > 1);
+        let several = self.examples.as_ref().filter(|_| self.by_example());
         let n = several.map_or(self.rows.len(), |d| d.rows.len());
         let share = HELD_OUT.min(MOST_HELD_OUT as f64 / n.max(1) as f64);
         let (_, held) = match several {
@@ -166,10 +172,13 @@ impl Rows {
 
     /// The number by which row `i` is held out.
     pub fn number(&self, i: usize) -> usize {
-        match &self.examples {
-            Some(data) if data.rows.len() > 1 => self.of[i],
-            _ => i,
-        }
+        if self.by_example() { self.of[i] } else { i }
+    }
+
+    /// Whether whole examples are held out, and not windows of a single one.
+    fn by_example(&self) -> bool {
+        let together = matches!(self.task, Task::Preference | Task::Embed);
+        self.examples.as_ref().is_some_and(|d| d.rows.len() > 1 || together)
     }
 }
 

@@ -19,8 +19,10 @@ pub enum Task {
     Classify,
     /// A question, a context and the answer in it.
     Answer,
-    /// Two answers to one prompt, of which the first is the better.
+    /// Two answers to one prompt, of which the first is the better; or one, wanted or not.
     Preference,
+    /// Texts that belong together, and texts that do not.
+    Embed,
 }
 
 impl fmt::Display for Task {
@@ -32,6 +34,7 @@ impl fmt::Display for Task {
             Self::Classify => "classify",
             Self::Answer => "answer",
             Self::Preference => "preference",
+            Self::Embed => "embed",
         })
     }
 }
@@ -55,6 +58,10 @@ pub(super) enum Layout {
     Squad,
     /// `chosen`, `rejected`, and the prompt in one of its shapes.
     Preference,
+    /// `prompt`, `completion`, and whether the answer is wanted.
+    Judged { prompt: String, completion: String },
+    /// Two texts that belong together, texts that do not, or how near the two are.
+    Vectors { anchor: String, positive: String, negatives: Vec<String>, score: Option<String> },
 }
 
 /// What a dataset holds. Prints as `2 fields: text, label -> classify, 2 labels: negative, positive`.
@@ -113,6 +120,31 @@ const PAIRS: [(&str, &str); 11] = [
     ("query", "passage"),
 ];
 
+/// Two texts that belong together, in the names that retrieval sets have; nothing else is called so.
+const TOGETHER: [(&str, &str); 9] = [
+    ("anchor", "positive"),
+    ("query", "positive"),
+    ("question", "positive"),
+    ("sentence", "positive"),
+    ("query", "document"),
+    ("query", "passage"),
+    ("query", "answer"),
+    ("query", "pos"),
+    ("sent0", "sent1"),
+];
+
+/// Names that say so only under --task embed, or beside a score.
+const PERHAPS_TOGETHER: [(&str, &str); 5] = [
+    ("sentence_a", "sentence_b"),
+    ("question", "answer"),
+    ("title", "body"),
+    ("prompt", "completion"),
+    ("text1", "text2"),
+];
+
+/// Names under which a number for how near two texts are is found.
+const SCORES: [&str; 3] = ["score", "similarity_score", "similarity"];
+
 /// Names under which a text to be classified is found, the likeliest first.
 const TEXTS: [&str; 20] = [
     "text",
@@ -166,11 +198,16 @@ fn needs(task: Option<Task>) -> &'static str {
         Some(Task::Classify) => "--task classify needs `text` (or `sentence`, with `sentence2` for pairs) and `label`",
         Some(Task::Answer) => "--task answer needs `question`, `context`, and `answers` or `answer` + `answer_start`",
         Some(Task::Preference) => {
-            "--task preference needs `chosen`, `rejected`, and `prompt` unless both begin with it"
+            "--task preference needs `chosen`, `rejected`, and `prompt` unless both begin with it; or `prompt`, `completion`, \
+             and a `label` of true or false"
+        }
+        Some(Task::Embed) => {
+            "--task embed needs `anchor` + `positive` (or `query` + `document`, `question` + `answer`), possibly with \
+             `negative`; or two sentences and their `score`"
         }
         None => {
             "a row holds `messages`, `conversations`, `instruction` + `output`, `prompt` + `completion`, `text`, \
-             `text` + `label`, `question` + `context` + `answers`, or `chosen` + `rejected`"
+             `text` + `label`, `question` + `context` + `answers`, `chosen` + `rejected`, or `anchor` + `positive`"
         }
     }
 }
@@ -198,9 +235,17 @@ pub(super) fn detect(first: &[Record], task: Option<Task>) -> Result<Schema, Str
     let messages = ["messages", "conversations", "conversation"].iter().find(|n| has(n));
     let completion = [("prompt", "completion"), ("prompt", "response"), ("input", "output")];
     let completion = completion.iter().find(|(a, b)| has(a) && has(b));
+    let judges = first.iter().any(|r| r.fields.get("label").is_some_and(|l| is_yes_or_no(l).is_some()));
+    let judged = completion.filter(|_| judges);
+    let vectors = vectors(&names, &find, task == Some(Task::Embed));
     // The likelier reading of a layout is its first task.
-    let readings: [(bool, &[Task], Option<Layout>); 8] = [
+    let readings: [(bool, &[Task], Option<Layout>); 10] = [
         (has("chosen") && has("rejected"), &[Task::Preference], Some(Layout::Preference)),
+        (
+            judged.is_some(),
+            &[Task::Preference],
+            judged.map(|(p, c)| Layout::Judged { prompt: (*p).into(), completion: (*c).into() }),
+        ),
         (messages.is_some(), &[Task::Chat], messages.map(|f| Layout::Messages { field: (*f).into() })),
         (has("question") && has("context") && (has("answers") || has("answer")), &[Task::Answer], Some(Layout::Squad)),
         (has("instruction") && has("output"), &[Task::Chat, Task::Completion], Some(Layout::Alpaca)),
@@ -211,6 +256,7 @@ pub(super) fn detect(first: &[Record], task: Option<Task>) -> Result<Schema, Str
         ),
         (has("question") && has("answer"), &[Task::Chat, Task::Completion], Some(Layout::QuestionAnswer)),
         (labelled.is_some(), &[Task::Classify], labelled),
+        (vectors.is_some(), &[Task::Embed], vectors),
         (has("text") || has("content"), &[Task::Text], {
             let text = if has("text") { "text" } else { "content" };
             Some(Layout::Text { text: text.into() })
@@ -224,8 +270,8 @@ pub(super) fn detect(first: &[Record], task: Option<Task>) -> Result<Schema, Str
     let conversation = matches!(layout, Layout::Messages { .. } | Layout::Completion { .. });
     if conversation && first.iter().any(|r| matches!(r.fields.get("label"), Some(Value::Bool(_)))) {
         return Err(
-            "a true or false `label` beside a conversation marks wanted and unwanted answers (KTO), which are \
-                    not learned yet; keep the rows that are true, without `label`"
+            "a true or false `label` beside a conversation marks wanted and unwanted answers (KTO): --task preference \
+             learns from them as `prompt` + `completion` + `label`; or keep the rows that are true, without `label`"
                 .into(),
         );
     }
@@ -250,7 +296,40 @@ impl Layout {
             }
             Self::Squad => own(&["question", "context", "answers", "answer", "answer_start"]),
             Self::Preference => own(&["system", "prompt", "messages", "conversations", "chosen", "rejected"]),
+            Self::Judged { prompt, completion } => own(&["system", prompt, completion, "label"]),
+            Self::Vectors { anchor, positive, negatives, score } => {
+                [anchor, positive].into_iter().chain(negatives).chain(score).cloned().collect()
+            }
         }
+    }
+}
+
+/// Where texts that belong together stand. `asked`: whether --task embed was given, so that names say less and mean enough.
+fn vectors(names: &[String], find: &dyn Fn(&str) -> Option<String>, asked: bool) -> Option<Layout> {
+    let both = |(a, b): &(&str, &str)| Some((find(a)?, find(b)?));
+    let score = SCORES.iter().find_map(|n| find(n));
+    let perhaps = || PERHAPS_TOGETHER.iter().chain(&PAIRS).find_map(both).filter(|_| asked || score.is_some());
+    let (anchor, positive) = TOGETHER.iter().find_map(both).or_else(perhaps)?;
+    let plain = |n: &String| n.trim().to_lowercase().replace([' ', '-'], "_");
+    let far = |n: &&String| {
+        let n = plain(n);
+        ["negative", "negatives", "hard_negative", "hard_negatives", "neg", "hard_neg"].contains(&n.as_str())
+            || n.strip_prefix("negative_").is_some_and(|i| i.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let negatives = names.iter().filter(far).cloned().collect();
+    Some(Layout::Vectors { anchor, positive, negatives, score })
+}
+
+/// A true or false, as JSON or a table has it.
+pub(super) fn is_yes_or_no(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(b) => Some(*b),
+        Value::String(s) => match s.trim().to_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -297,6 +376,18 @@ mod tests {
                 "4 fields: question, context, answer, answer_start -> answer",
             ),
             (r#"{"prompt": "", "chosen": "", "rejected": ""}"#, "3 fields: prompt, chosen, rejected -> preference"),
+            (r#"{"prompt": "", "completion": "", "label": true}"#, "3 fields: prompt, completion, label -> preference"),
+            (
+                r#"{"prompt": "", "completion": "", "label": "False"}"#,
+                "3 fields: prompt, completion, label -> preference",
+            ),
+            (r#"{"anchor": "", "positive": "", "id": 1}"#, "2 fields: anchor, positive (not read: id) -> embed"),
+            (
+                r#"{"query": "", "positive": "", "negative_1": "", "negative_2": ""}"#,
+                "4 fields: query, positive, negative_1, negative_2 -> embed",
+            ),
+            (r#"{"sentence1": "", "sentence2": "", "score": 0.5}"#, "3 fields: sentence1, sentence2, score -> embed"),
+            (r#"{"query": "", "passage": "", "label": 1}"#, "3 fields: query, passage, label -> classify"),
         ] {
             assert_eq!(detected(row, None).as_deref(), Ok(print));
         }
@@ -309,6 +400,8 @@ mod tests {
         assert!(as_task(Task::Completion).ends_with("-> completion"));
         assert!(as_task(Task::Text).starts_with("1 field: text"));
         assert!(as_task(Task::Classify).starts_with("2 fields: text, label"));
+        let pair = r#"{"question": "", "answer": ""}"#;
+        assert_eq!(detected(pair, Some(Task::Embed)).unwrap(), "2 fields: question, answer -> embed");
     }
 
     #[test]

@@ -78,6 +78,7 @@ pub fn keys(rows: &[(usize, Example)]) -> (Vec<String>, Vec<usize>) {
     let labels = Labels::of(rows);
     let stratum = |e: &Example| match e {
         Example::Classify { label, .. } => labels.index(label).map_or(0, |i| i as usize),
+        Example::Judged { wanted, .. } => usize::from(*wanted),
         _ => 0,
     };
     rows.iter().map(|(_, e)| (normal(&e.text()), stratum(e))).unzip()

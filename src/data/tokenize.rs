@@ -6,6 +6,7 @@
 use super::answer;
 use super::batch::{Row, Target};
 use super::example::{Dataset, Example};
+use super::sides::Sides;
 use super::truncate::{TooLong, Truncate};
 use super::{DataError, Labels, chat};
 use edgeft_runtime::chat::ChatTemplate;
@@ -62,6 +63,7 @@ pub(super) struct Counted {
 enum Made {
     Whole(Sequence),
     Windows(Vec<Row>),
+    Sides(Sides),
 }
 
 impl Tokenize<'_> {
@@ -78,6 +80,7 @@ impl Tokenize<'_> {
         if self.truncate == Truncate::Error {
             let length = |(made, (line, _)): (&Made, &(usize, Example))| match made {
                 Made::Whole(s) => (*line, s.ids.len()),
+                Made::Sides(sides) => (*line, sides.longest()),
                 Made::Windows(_) => (*line, 0),
             };
             let lengths: Vec<(usize, usize)> = made.iter().zip(&data.rows).map(length).collect();
@@ -88,19 +91,27 @@ impl Tokenize<'_> {
         let mut out = Tokenized { rows: Vec::new(), of: Vec::new(), dropped: 0, cut: 0 };
         let mut idle: Vec<(usize, String)> = Vec::new();
         for (i, (made, (line, _))) in made.into_iter().zip(&data.rows).enumerate() {
+            let together = matches!(made, Made::Sides(_));
             let rows = match made {
                 Made::Windows(rows) => rows,
                 Made::Whole(s) if s.ids.len() <= self.max_len => vec![s.row(*line)],
-                Made::Whole(_) if self.truncate == Truncate::Drop => {
+                Made::Sides(sides) if sides.longest() <= self.max_len => sides.rows(*line),
+                Made::Whole(_) | Made::Sides(_) if self.truncate == Truncate::Drop => {
                     out.dropped += 1;
                     continue;
+                }
+                Made::Sides(sides) => {
+                    out.cut += 1;
+                    sides.cut(self, *line).map_err(|reason| self.row_error(data, *line, reason))?
                 }
                 Made::Whole(s) => {
                     out.cut += 1;
                     self.cut(s, *line).map_err(|reason| self.row_error(data, *line, reason))?
                 }
             };
-            if rows.iter().all(|r| r.learned() == 0) {
+            // Of rows that belong together, each must teach.
+            let teach = rows.iter().filter(|r| r.learned() > 0).count();
+            if teach == 0 || (together && teach < rows.len()) {
                 idle.push((*line, self.why_idle(&rows)));
             }
             // Windows of a long row may hold a prompt alone.
@@ -134,6 +145,11 @@ impl Tokenize<'_> {
                 if !teaches {
                     return Err("what is to be learned gives no token".into());
                 }
+                Ok(Counted { ids: s.ids, learned: s.learned })
+            }
+            Made::Sides(sides) => {
+                let mut s = sides.into_longest();
+                s.learned.resize(s.ids.len(), false);
                 Ok(Counted { ids: s.ids, learned: s.learned })
             }
             Made::Windows(rows) => {
@@ -204,8 +220,16 @@ impl Tokenize<'_> {
                 let answer = answers.first().map(|a| format!(" {}", a.text)).unwrap_or_default();
                 Made::Whole(self.completion(&prompt, &answer)?)
             }
-            Example::Preference { .. } => {
-                return Err("preferences are not learned yet; keep `chosen` as the completion".into());
+            Example::Preference { prompt, chosen, rejected } => {
+                language("a preference")?;
+                Made::Sides(Sides::pair(self, prompt, chosen, rejected)?)
+            }
+            Example::Judged { prompt, completion, wanted } => {
+                language("a preference")?;
+                Made::Sides(Sides::judged(self, prompt, completion, *wanted)?)
+            }
+            Example::Embed { anchor, positive, negatives, .. } => {
+                Made::Sides(Sides::vectors(self, anchor, positive, negatives)?)
             }
         })
     }
@@ -251,7 +275,7 @@ impl Tokenize<'_> {
     }
 
     /// beginning + prompt + completion + end, the last two learned.
-    fn completion(&self, prompt: &str, completion: &str) -> Result<Sequence, String> {
+    pub(super) fn completion(&self, prompt: &str, completion: &str) -> Result<Sequence, String> {
         let whole =
             self.tokenizer.encode_with_offsets(&format!("{prompt}{completion}"), false).map_err(|e| e.to_string())?;
         let mut s = Sequence::default();
@@ -296,16 +320,21 @@ impl Sequence {
         self.learned.resize(self.ids.len(), learned);
     }
 
-    fn row(self, line: usize) -> Row {
+    /// A text that is taken as a whole.
+    pub fn framed(self, target: Target, line: usize) -> Row {
+        Row { types: self.types, ..Row::new(self.ids, target, line) }
+    }
+
+    pub fn row(self, line: usize) -> Row {
         match self.class {
-            Some(class) => Row { types: self.types, ..Row::new(self.ids, Target::Class(class), line) },
+            Some(class) => self.framed(Target::Class(class), line),
             None => Row::language(self.ids, &self.learned, line),
         }
     }
 
     /// Leaves out tokens of the longer text, from its beginning (`left`) or its end, until `max_len` are left. What
     /// frames a text stays, but for the end after a text whose end is gone: nobody should learn to stop there.
-    fn shortened(mut self, max_len: usize, left: bool) -> Result<Self, String> {
+    pub fn shortened(mut self, max_len: usize, left: bool) -> Result<Self, String> {
         if self.class.is_none() && !left && self.text.last() == Some(&None) {
             self.keep(|i, n| i + 1 < n);
         }

@@ -39,15 +39,8 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         predictions.push(json!({"answers": question.answers, "predicted": predicted, "score": score}));
         progress(i + 1);
     }
-    Ok(Evaluation {
-        task: TaskName::Answer,
-        examples: exact.len(),
-        loss: None,
-        perplexity: None,
-        classes: None,
-        answers: Some((bootstrap_mean(&exact, SEED), bootstrap_mean(&f1, SEED))),
-        predictions,
-    })
+    let answers = Some((bootstrap_mean(&exact, SEED), bootstrap_mean(&f1, SEED)));
+    Ok(Evaluation { answers, ..Evaluation::new(TaskName::Answer, exact.len(), None, predictions) })
 }
 
 /// The likeliest span, and its probability. Empty when "the context does not say" is likelier.

@@ -27,6 +27,8 @@ pub struct Judged {
     pub texts: Vec<String>,
     /// The questions behind the rows, when they are questions.
     pub questions: Vec<Question>,
+    /// How near the two texts of each example are, where the data says so.
+    pub scores: Vec<f64>,
 }
 
 /// A question, its context, and every right answer.
@@ -119,7 +121,7 @@ pub fn embedded_sample(subject: &Subject, max_len: usize) -> anyhow::Result<Judg
         })
         .collect::<anyhow::Result<_>>()?;
     let task = if language { TaskName::Text } else { TaskName::Classify };
-    Ok(Judged { task, labels: Vec::new(), rows, texts, questions: Vec::new() })
+    Ok(Judged { task, labels: Vec::new(), rows, texts, questions: Vec::new(), scores: Vec::new() })
 }
 
 /// What the model says of itself.
@@ -127,6 +129,7 @@ fn own_task(subject: &Subject) -> Option<TaskName> {
     match subject.task() {
         Some(Task::Classify(_)) => Some(TaskName::Classify),
         Some(Task::Span) => Some(TaskName::Answer),
+        Some(Task::Embed(_)) => Some(TaskName::Embed),
         Some(Task::Generate) | None => None,
     }
 }
@@ -178,6 +181,11 @@ fn judged(rows: &Rows, only: Option<&[usize]>) -> Judged {
         None => rows.rows.clone(),
         Some(held) => rows.part(held).1,
     };
+    let score = |e: &&Example| match e {
+        Example::Embed { score, .. } => *score,
+        _ => None,
+    };
+    let scores = examples.iter().filter_map(score).collect();
     let texts = examples.iter().map(|e| e.text()).collect();
-    Judged { task: rows.task, labels: rows.labels.clone(), rows: kept, texts, questions }
+    Judged { task: rows.task, labels: rows.labels.clone(), rows: kept, texts, questions, scores }
 }

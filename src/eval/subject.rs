@@ -2,6 +2,7 @@
 
 use crate::data::batch::{Room, Row};
 use crate::export::{self, Runnable};
+use crate::model::layers::contrast::Pooling;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
@@ -131,7 +132,8 @@ impl Subject {
                 ModelTask::Classify => Some(Task::Classify(s.model.labels().to_vec())),
                 ModelTask::Answer if !self.is_decoder() => Some(Task::Span),
                 ModelTask::Answer => Some(Task::Generate),
-                ModelTask::Embed => None,
+                // Which tokens are pooled is the file's matter.
+                ModelTask::Embed => Some(Task::Embed(Pooling::default())),
             },
         }
     }
@@ -197,7 +199,8 @@ impl Subject {
         }
     }
 
-    /// Output rows of one sequence: (T, V) for generation, (1, labels) for classification, (T, 2) for spans. Padding is left out.
+    /// Output rows of one sequence: (T, V) for generation, (1, labels) for classification, (T, 2) for spans,
+    /// (1, C) for vectors. Padding is left out.
     pub fn logits(&mut self, row: &Row) -> anyhow::Result<Logits> {
         if let Some(what) = row.misfit(self.room()) {
             crate::bad_input!("row {}: {what}", row.source);

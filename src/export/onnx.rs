@@ -2,8 +2,9 @@
 
 use super::{provenance, specials};
 use crate::merge::{Exported, merged_config};
+use crate::model::layers::contrast::Pooling;
 use crate::model::network::Task;
-use crate::model::open::Opened;
+use crate::model::open::{Opened, POOLING_FILE};
 use anyhow::Context;
 use edgeft_quantize::onnx::{MODEL_FILE, Operators};
 use edgeft_quantize::{Mix, PlanOptions, Report, plan, write_onnx_folder};
@@ -43,10 +44,31 @@ fn files(opened: &Opened, operators: Operators) -> anyhow::Result<Vec<(&'static 
         }
         files.push(("tokenizer_config.json", pretty(&config)?));
     }
+    files.extend(pooling_files(opened, opened.task()?.as_ref())?);
     if matches!(opened.task()?, Some(Task::Generate)) {
         files.push(("genai_config.json", pretty(&genai_config(opened, operators)?)?));
     }
     Ok(files)
+}
+
+/// What sentence-transformers reads of a model that gives vectors: pooling, and the modules in order; none of others.
+pub fn pooling_files(opened: &Opened, task: Option<&Task>) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
+    let Some(Task::Embed(pooling)) = task else { return Ok(Vec::new()) };
+    let pooling = json!({
+        "word_embedding_dimension": opened.config.hidden_size,
+        "pooling_mode_cls_token": *pooling == Pooling::Cls,
+        "pooling_mode_mean_tokens": *pooling == Pooling::Mean,
+        "pooling_mode_max_tokens": false,
+        "pooling_mode_mean_sqrt_len_tokens": false,
+    });
+    let module = |i: usize, path: &str, name: &str| json!({"idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{name}")});
+    let modules =
+        json!([module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling"), module(2, "2_Normalize", "Normalize")]);
+    let sentences = json!({"max_seq_length": opened.config.max_position_embeddings, "do_lower_case": false});
+    [(POOLING_FILE, pooling), ("modules.json", modules), ("sentence_bert_config.json", sentences)]
+        .into_iter()
+        .map(|(name, json)| Ok((name, serde_json::to_vec_pretty(&json)?)))
+        .collect()
 }
 
 /// `genai_config.json` of onnxruntime-genai: shape, names of inputs and outputs, ids that end a text.

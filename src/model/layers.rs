@@ -11,10 +11,12 @@
 //! - [`noise`]: what NEFTune adds to embeddings
 //! - [`math`], [`fused`]: the loops they share, vectorized and in place
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
+//! - [`sequence`]: log-probabilities of whole answers; [`contrast`]: vectors of texts, and the loss that parts them
 
 pub mod act;
 pub mod adapter;
 pub mod attention;
+pub mod contrast;
 pub mod dora;
 pub mod embedding;
 pub mod feed_forward;
@@ -31,6 +33,7 @@ pub mod norm;
 pub mod projections;
 pub mod rope;
 pub mod self_attention;
+pub mod sequence;
 pub mod weight;
 
 use candle_core::{Result, Tensor};

@@ -1,7 +1,11 @@
-//! A trunk of any family with one head: what trainer, evaluation and verification work on.
+//! A trunk of any family with one head: what trainer, evaluation and verification work on. [`whole`]: what losses over whole
+//! answers and texts ask of it.
+
+mod whole;
 
 use super::config::{Config, Family};
 use super::layers::act::Act;
+use super::layers::contrast::Pooling;
 use super::layers::head::{self, LossSum};
 use super::layers::linear::Linear;
 use super::layers::weight::Weight;
@@ -25,6 +29,8 @@ pub enum Task {
     Classify(Vec<String>),
     /// A span of the text (encoders).
     Span,
+    /// A vector a text.
+    Embed(Pooling),
 }
 
 /// Names that PEFT writes for a task whether a model has such a head or another.
@@ -46,6 +52,8 @@ enum Head {
     },
     /// An encoder's question answering: start and end logits of each token.
     Span(Linear),
+    /// No weights: the last hidden states of a text as one vector.
+    Pool(Pooling),
 }
 
 /// A network on a device.
@@ -104,6 +112,13 @@ impl Network {
                 Head::First { dense, act, out, pooler }
             }
             (false, Task::Span) => Head::Span(head_linear("qa_outputs", 2, true)?),
+            (true, Task::Embed(Pooling::Cls)) => {
+                crate::bad_input!(
+                    "--pooling cls: the first token of a {} sees no other; use mean",
+                    config.family.model_type()
+                )
+            }
+            (_, Task::Embed(pooling)) => Head::Pool(*pooling),
             (true, Task::Span) => {
                 crate::bad_input!("a span head needs an encoder; {} answers by generating", config.family.model_type())
             }
@@ -157,7 +172,8 @@ impl Network {
         Ok(loss)
     }
 
-    /// Output rows of packed sequences: (N, V) for generation, (sequences, labels) for classification, (N, 2) for spans.
+    /// Output rows of packed sequences: (N, V) for generation, (sequences, labels) for classification, (N, 2) for spans,
+    /// (sequences, C) for vectors, which are as long as they come.
     pub fn logits(&self, batch: &Packed) -> Result<Tensor> {
         let h = self.trunk.forward(batch, Pass::EVAL)?;
         match &self.head {
@@ -168,6 +184,7 @@ impl Network {
                 out.forward(&act.forward(&dense.forward(&x, Pass::EVAL)?)?, Pass::EVAL)
             }
             Head::Span(linear) => linear.forward(&h, Pass::EVAL),
+            Head::Pool(pooling) => pooling.forward(&h, &batch.segments),
         }
     }
 
@@ -231,6 +248,7 @@ impl Network {
                 let dlogits = Tensor::cat(&parts, 0)?;
                 Ok((loss, Some(linear.backward(h, &dlogits, pass, grads)?)))
             }
+            Head::Pool(_) => candle_core::bail!("vectors are learned from each other, not row by row"),
         }
     }
 
@@ -246,7 +264,7 @@ impl Network {
     /// The output modules that a new task trains whole: PEFT's `modules_to_save`.
     pub fn head_modules(&mut self) -> Vec<&mut Linear> {
         match &mut self.head {
-            Head::Language { .. } => Vec::new(),
+            Head::Language { .. } | Head::Pool(_) => Vec::new(),
             Head::Score(linear) | Head::Span(linear) => vec![linear],
             Head::First { out, pooler: true, .. } => vec![out],
             Head::First { dense, out, .. } => vec![dense, out],
@@ -365,6 +383,7 @@ impl Network {
                 dense.trained(f);
                 out.trained(f);
             }
+            Head::Pool(_) => {}
         }
     }
 
@@ -391,17 +410,6 @@ impl Network {
     pub fn device(&self) -> &Device {
         &self.device
     }
-}
-
-/// How many targets of the rows a loss will be summed over: what the optimizer step divides by.
-pub fn count_targets(rows: &[&Row]) -> usize {
-    rows.iter()
-        .map(|row| match &row.target {
-            Target::Tokens(t) => t.iter().flatten().count(),
-            Target::Class(_) | Target::Span { .. } => 1,
-            Target::None => 0,
-        })
-        .sum()
 }
 
 fn classes(rows: &[&Row]) -> Result<Vec<u32>> {

@@ -1,6 +1,7 @@
 //! MODEL, as the contract spells it: a Hugging Face folder, a RUN folder, a `.gguf` file, an ONNX folder, or `nano`.
 
 use super::config::Config;
+use super::layers::contrast::Pooling;
 use super::load::{Checkpoint, Random};
 use super::network::{Network, Task};
 use super::peft::{self, AdapterConfig};
@@ -153,6 +154,8 @@ pub struct Opened {
     pub run: Option<RunFile>,
     /// Adapter over the base.
     pub adapter: Option<PathBuf>,
+    /// How a folder of sentence-transformers makes one vector of a text.
+    pub pooling: Option<Pooling>,
     /// Files that make up the base, to be hashed; empty for `nano`.
     pub base_path: Option<PathBuf>,
 }
@@ -178,6 +181,7 @@ impl Opened {
                     text: TextFiles::read(&dir)?,
                     run: None,
                     adapter: None,
+                    pooling: None,
                     base_path: Some(file),
                 })
             }
@@ -222,6 +226,7 @@ impl Opened {
             text: TextFiles::read(dir)?,
             run: None,
             adapter: None,
+            pooling: pooling(dir)?,
             base_path: Some(dir.to_owned()),
         })
     }
@@ -240,6 +245,7 @@ impl Opened {
             weights,
             run: None,
             adapter: None,
+            pooling: None,
             base_path: Some(file.to_owned()),
         })
     }
@@ -258,6 +264,7 @@ impl Opened {
             },
             run: None,
             adapter: None,
+            pooling: None,
             base_path: None,
         })
     }
@@ -296,6 +303,8 @@ impl Opened {
             Some(Task::Classify(self.config.labels.clone()))
         } else if architecture.ends_with("ForQuestionAnswering") {
             Some(Task::Span)
+        } else if let Some(pooling) = self.pooling {
+            Some(Task::Embed(pooling))
         } else if self.config.family.is_decoder() {
             Some(Task::Generate)
         } else {
@@ -307,7 +316,7 @@ impl Opened {
     pub fn network(&self, task: Option<Task>, seed: u64) -> anyhow::Result<Network> {
         let Some(task) = task.or(self.task()?) else {
             crate::bad_input!(
-                "{}: an encoder without a head; tune it first (`edgeft tune --task classify`)",
+                "{}: an encoder without a head; tune it first (`edgeft tune --task classify`), or take its vectors (--task embed)",
                 self.name
             );
         };
@@ -327,9 +336,32 @@ pub fn task_of_run(run: &RunFile, decoder: bool) -> Task {
     match run.tune.task {
         Some(TaskName::Classify) => Task::Classify(run.run.labels.clone()),
         Some(TaskName::Answer) if !decoder => Task::Span,
+        Some(TaskName::Embed) => Task::Embed(run.tune.pooling.unwrap_or_default()),
         _ => Task::Generate,
     }
 }
+
+/// What `1_Pooling/config.json` says, in the words of sentence-transformers; nothing where there is none.
+fn pooling(dir: &Path) -> anyhow::Result<Option<Pooling>> {
+    let path = dir.join(POOLING_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config = read_json(&path)?;
+    let on = |(name, value): (&String, &Value)| {
+        (*value == true).then(|| name.strip_prefix("pooling_mode_").map(str::to_owned)).flatten()
+    };
+    let mut modes: Vec<String> = config.as_object().into_iter().flatten().filter_map(on).collect();
+    modes.extend(config["pooling_mode"].as_str().map(str::to_owned)); // how later versions say it
+    match modes.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["mean_tokens" | "mean"] => Ok(Some(Pooling::Mean)),
+        ["cls_token" | "cls"] => Ok(Some(Pooling::Cls)),
+        _ => crate::bad_input!("{}: pooling by {}; known are mean and cls", path.display(), modes.join(" and ")),
+    }
+}
+
+/// Where sentence-transformers keeps how it pools.
+pub const POOLING_FILE: &str = "1_Pooling/config.json";
 
 fn read_json(path: &Path) -> anyhow::Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))?;

@@ -113,7 +113,7 @@ fn fresh_adapter(linear: &Linear, config: &AdapterConfig, seed: u64, device: &De
 /// # Errors
 /// A key without a place, a place without a key, another shape: by name.
 pub fn load_into(network: &mut Network, dir: &Path) -> anyhow::Result<()> {
-    let file = AdapterFile::open(dir)?;
+    let file = AdapterFile::open(dir, network.config.family.prefix())?;
     let path = file.path.display();
     let device = network.device().clone();
     let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
@@ -143,6 +143,13 @@ pub fn load_into(network: &mut Network, dir: &Path) -> anyhow::Result<()> {
         crate::bad_input!("{path}: no module takes tensor `{}` ({} such)", file.key(name), unused.len());
     }
     Ok(())
+}
+
+/// Keys of an adapter for vectors, as PEFT meets the modules of the trunk alone.
+pub fn on_the_trunk(tensors: BTreeMap<String, Tensor>, trunk: &str) -> BTreeMap<String, Tensor> {
+    let from = format!("{PREFIX}{trunk}");
+    let bare = |name: String| name.strip_prefix(&from).map(|rest| format!("{PREFIX}{rest}")).unwrap_or(name);
+    tensors.into_iter().map(|(name, tensor)| (bare(name), tensor)).collect()
 }
 
 /// The trained tensors under PEFT's keys.

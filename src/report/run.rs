@@ -33,7 +33,23 @@ pub fn of_run(run: &Path) -> anyhow::Result<ReportData> {
             curve("Learning rate", of("lr")),
             curve("Norm of the gradient", of("grad_norm")),
             curve("Tokens per second", rates(&lines)),
-        ],
+        ]
+        .into_iter()
+        .chain(
+            // What only some objectives have.
+            [
+                ("Margin of the rewards", "rewards_margin"),
+                ("Margin of the rewards, held out", "val_rewards_margin"),
+                ("Answers told right", "rewards_accuracy"),
+                ("Drift from the base, nats", "kl"),
+                ("Cosine with the own text", "cosine_own"),
+                ("Cosine with the nearest other text", "cosine_other"),
+            ]
+            .into_iter()
+            .map(|(title, name)| curve(title, of(name)))
+            .filter(|curve| !curve.points.is_empty()),
+        )
+        .collect(),
         tables: vec![settings(&file)?],
         next: vec![
             format!("edgeft eval {} --data test.jsonl", run.display()),
@@ -60,7 +76,9 @@ pub fn of_run(run: &Path) -> anyhow::Result<ReportData> {
     if let Ok(text) = std::fs::read_to_string(run.join("eval.json")) {
         let eval: Value = serde_json::from_str(&text)
             .map_err(|e| BadInput(format!("{}: not valid JSON: {e}", run.join("eval.json").display())))?;
-        for name in ["accuracy", "macro_f1", "exact_match", "f1", "perplexity"] {
+        for name in
+            ["accuracy", "macro_f1", "exact_match", "f1", "perplexity", "margin", "accuracy_at_1", "mrr", "spearman"]
+        {
             if let Some(v) = eval[name].as_f64() {
                 data.facts.push((format!("{} (eval)", name.replace('_', " ")), format!("{v:.4}")));
             }

@@ -1,8 +1,12 @@
 //! How to tune: flags over `tune.toml` over defaults. The resolved values are saved beside the adapter.
 
 mod method;
+mod task;
+mod units;
 
 pub use method::Init;
+pub use task::Embed;
+pub use units::{Mem, Time};
 
 use super::schedule::Schedule;
 use crate::data::batch::Size;
@@ -14,6 +18,8 @@ use std::path::Path;
 
 pub use crate::data::Truncate;
 pub use crate::data::schema::Task as TaskName;
+pub use crate::model::layers::contrast::Pooling;
+pub use crate::tune::preference::{Kind as PreferenceKind, Preference};
 
 /// Which weights are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -31,56 +37,6 @@ pub enum Method {
     Qlora,
     /// Every weight.
     Full,
-}
-
-/// Bytes, as a person writes them: `2GiB`, `800M`, or a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mem(pub u64);
-
-/// Seconds, as a person writes them: `90s`, `20m`, `1h30m`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Time(pub f64);
-
-impl std::str::FromStr for Mem {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        super::memory::parse_bytes(text).map(Self)
-    }
-}
-
-impl std::str::FromStr for Time {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        super::budget::parse_duration(text).map(Self)
-    }
-}
-
-impl TryFrom<String> for Mem {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Time {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Mem> for String {
-    fn from(mem: Mem) -> Self {
-        mem.0.to_string()
-    }
-}
-
-impl From<Time> for String {
-    fn from(time: Time) -> Self {
-        format!("{}s", time.0)
-    }
 }
 
 macro_rules! settings {
@@ -113,6 +69,30 @@ settings! {
     /// What the rows teach; read off their fields when not given
     #[arg(long, value_enum)]
     task: TaskName,
+    /// Loss of --task preference [default: dpo; kto where rows have a `label`]
+    #[arg(long, value_enum)]
+    preference: PreferenceKind,
+    /// Preference: how much answers may drift from the base, less with more; of orpo, what the odds weigh [default: 0.1]
+    #[arg(long)]
+    beta: f64,
+    /// DPO: share of pairs that may be labelled the wrong way round [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    label_smoothing: f64,
+    /// DPO: weight of learning the chosen answers themselves beside; 1 is usual [default: 0, off]
+    #[arg(long, value_name = "ALPHA")]
+    rpo_alpha: f64,
+    /// KTO: weight of wanted answers [default: 1]
+    #[arg(long, value_name = "WEIGHT")]
+    desirable_weight: f64,
+    /// KTO: weight of unwanted answers [default: 1]
+    #[arg(long, value_name = "WEIGHT")]
+    undesirable_weight: f64,
+    /// Embed: which tokens make the vector of a text [default: mean]
+    #[arg(long, value_enum)]
+    pooling: Pooling,
+    /// Embed: divides cosines; lower looks at the nearest wrong texts alone [default: 0.05, a scale of 20]
+    #[arg(long, value_name = "T")]
+    temperature: f64,
     /// Which weights are trained [default: lora]
     #[arg(long, value_enum)]
     method: Method,
@@ -146,13 +126,13 @@ settings! {
     /// Modules trained and saved whole beside adapters and head, by comma, such as embed_tokens [default: none]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     modules_to_save: Vec<String>,
-    /// Passes over the data [default: 3]
+    /// Passes over the data [default: 3; preference 1]
     #[arg(long, conflicts_with = "steps")]
     epochs: f64,
     /// Optimizer steps, instead of epochs
     #[arg(long)]
     steps: usize,
-    /// Rows in one micro-batch [default: 16]
+    /// Rows in one micro-batch; pairs of preference, anchors of embed [default: 16; preference 8, embed 64]
     #[arg(long)]
     batch: usize,
     /// Instead of rows: as many rows as have at most N tokens together
@@ -229,6 +209,10 @@ impl Settings {
 #[allow(missing_docs)]
 pub struct TuneConfig {
     pub task: TaskName,
+    /// For answers that are preferred to others.
+    pub preference: Option<Preference>,
+    /// For vectors.
+    pub embed: Option<Embed>,
     pub method: Method,
     /// Name of a mix.
     pub qat: Option<String>,
@@ -274,9 +258,10 @@ impl TuneConfig {
         let s = settings.clone();
         let method = s.method.unwrap_or(Method::Lora);
         let rank = s.rank.unwrap_or(16);
-        let encoder = !model.family.is_decoder();
         let config = Self {
             task,
+            preference: task::preference(&s, task),
+            embed: task::embed(&s, task),
             method,
             qat: s.qat,
             rank,
@@ -291,22 +276,15 @@ impl TuneConfig {
             init: s.init.unwrap_or_default(),
             lora_plus_ratio: s.lora_plus_ratio.unwrap_or(1.0),
             modules_to_save: s.modules_to_save.unwrap_or_default(),
-            epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(3.0)),
+            epochs: s.steps.is_none().then(|| s.epochs.unwrap_or(task::epochs(task))),
             steps: s.steps,
-            batch: s.batch.unwrap_or(16),
+            batch: s.batch.unwrap_or(task::batch(task)),
             batch_tokens: s.batch_tokens,
             no_pack: s.no_pack.unwrap_or(false),
             accumulate: s.accumulate.unwrap_or(1),
             max_len: s.max_len.unwrap_or(256).min(model.max_position_embeddings),
             truncate: s.truncate.unwrap_or(Truncate::Error),
-            // Low-rank pairs want about ten times the rate of full tuning; small models bear more.
-            lr: s.lr.unwrap_or(match (method, encoder) {
-                (Method::Full, _) => 3e-4,
-                (Method::Ia3, _) => 5e-3, // a vector has few weights, and each starts at one
-                (_, true) => 5e-4,
-                (_, false) if model.hidden_size <= 512 => 2e-3,
-                _ => 2e-4,
-            }),
+            lr: s.lr.unwrap_or(task::lr(task, method, model)),
             schedule: s.schedule.unwrap_or(Schedule::Linear),
             warmup: s.warmup.unwrap_or(0.06),
             weight_decay: s.weight_decay.unwrap_or(0.01),
@@ -333,6 +311,7 @@ impl TuneConfig {
         }
         config.check()?;
         config.check_method(settings)?;
+        config.check_task(settings)?;
         Ok(config)
     }
 
@@ -382,6 +361,14 @@ impl TuneConfig {
         let ranked = c.method != Method::Ia3;
         Settings {
             task: Some(c.task),
+            preference: c.preference.map(|p| p.kind),
+            beta: c.preference.map(|p| p.beta),
+            label_smoothing: c.preference.filter(|p| p.kind == PreferenceKind::Dpo).map(|p| p.label_smoothing),
+            rpo_alpha: c.preference.filter(|p| p.kind == PreferenceKind::Dpo).map(|p| p.rpo_alpha),
+            desirable_weight: c.preference.filter(|p| p.kind == PreferenceKind::Kto).map(|p| p.desirable_weight),
+            undesirable_weight: c.preference.filter(|p| p.kind == PreferenceKind::Kto).map(|p| p.undesirable_weight),
+            pooling: c.embed.map(|e| e.pooling),
+            temperature: c.embed.map(|e| e.temperature),
             method: Some(c.method),
             qat: c.qat,
             rank: ranked.then_some(c.rank),

@@ -71,8 +71,8 @@ fn is_of_attention(name: &str) -> bool {
 /// Whether any position that is learned from sees another than itself.
 pub fn attends(rows: &[&Row]) -> bool {
     rows.iter().any(|row| match &row.target {
-        Target::Tokens(targets) => targets.iter().skip(1).any(Option::is_some),
-        Target::Class(_) | Target::Span { .. } => row.keys > 1,
+        Target::Tokens(tokens) | Target::Answer { tokens, .. } => tokens.iter().skip(1).any(Option::is_some),
+        Target::Class(_) | Target::Span { .. } | Target::Vector(_) => row.keys > 1,
         Target::None => false,
     })
 }

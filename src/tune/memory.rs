@@ -28,7 +28,7 @@ pub use activations::{Activations, Taken};
 pub use weights::Weights;
 
 use super::config::{Method, TuneConfig};
-use crate::data::batch::{Row, Target, order};
+use crate::data::batch::{Row, Target, lengths, order, rows_of, units as units_of};
 
 /// Resident bytes of `edgeft tune` besides what is counted: code, threads and their stacks, buffers of the GEMM.
 const PROGRAM_BYTES: u64 = 26 << 20;
@@ -132,21 +132,29 @@ impl Plan {
 
     /// Takes the worst of an epoch's micro-batches, and of the evaluation's.
     fn walk(&mut self, config: &TuneConfig, train: &[Row], val: &[Row]) {
-        let lengths: Vec<usize> = train.iter().map(|r| r.ids.len()).collect();
-        for batch in order(&lengths, config.size(), config.seed, 0, true) {
-            let mut rows: Vec<&Row> = batch.iter().map(|i| &train[*i]).collect();
-            rows.sort_by_key(|r| (r.ids.len(), r.keys));
-            let parts = self.activations.parts(&rows);
+        let units = units_of(train);
+        for batch in order(&lengths(train, &units), config.size(), config.seed, 0, true) {
+            let rows = rows_of(train, &units, &batch);
+            let (read, learned): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|r| r.is_only_read());
+            let parts = self.activations.parts(&learned);
             self.parts = self.parts.max(parts.len());
             for (part, again) in parts {
                 self.again = self.again.max(again);
                 self.worst(self.activations.taken(part, again as u64));
             }
+            for part in self.activations.read_parts(&read) {
+                self.worst(self.activations.reading(part));
+            }
         }
-        let mut held: Vec<&Row> = val.iter().collect();
-        held.sort_by_key(|r| (r.ids.len(), r.keys));
-        for rows in held.chunks(config.batch) {
-            for part in self.activations.read_parts(rows) {
+        let held = units_of(val);
+        let all: Vec<usize> = {
+            let tokens = lengths(val, &held);
+            let mut all: Vec<usize> = (0..held.len()).collect();
+            all.sort_by_key(|i| (tokens[*i], val[held[*i].start].keys));
+            all
+        };
+        for batch in all.chunks(config.batch) {
+            for part in self.activations.read_parts(&rows_of(val, &held, batch)) {
                 self.worst(self.activations.reading(part));
             }
         }

@@ -1,6 +1,6 @@
 //! Why each setting is what it is: given, or a default with its reason.
 
-use super::config::{Method, Settings, TuneConfig};
+use super::config::{Method, PreferenceKind, Settings, TaskName, TuneConfig};
 use crate::model::config::Config;
 
 /// A setting as it will be.
@@ -23,6 +23,43 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
         out.push(Reason { name, value, why: if is_given { "given" } else { why } });
     };
     add("task", c.task.to_string(), given.task.is_some(), "what the fields of the rows say");
+    if let Some(p) = &c.preference {
+        let why = match p.kind {
+            PreferenceKind::Dpo => "pairs, held near the base: the usual choice",
+            PreferenceKind::Orpo => "pairs and the chosen answers at once: no reference is read",
+            PreferenceKind::Kto => "answers that are wanted or not, one by one: what a `label` says",
+        };
+        add("preference", p.kind.to_string(), given.preference.is_some(), why);
+        add("beta", p.beta.to_string(), given.beta.is_some(), "what the authors of each loss used most");
+        match p.kind {
+            PreferenceKind::Dpo => {
+                let smooth = given.label_smoothing.is_some();
+                add("label-smoothing", p.label_smoothing.to_string(), smooth, "off: the pairs are taken to be right");
+                add(
+                    "rpo-alpha",
+                    p.rpo_alpha.to_string(),
+                    given.rpo_alpha.is_some(),
+                    "off: the margin alone is learned",
+                );
+            }
+            PreferenceKind::Kto => {
+                let weighs = "as much as the other side; raise it where one has fewer rows";
+                add("desirable-weight", p.desirable_weight.to_string(), given.desirable_weight.is_some(), weighs);
+                add("undesirable-weight", p.undesirable_weight.to_string(), given.undesirable_weight.is_some(), weighs);
+            }
+            PreferenceKind::Orpo => {}
+        }
+    }
+    if let Some(e) = &c.embed {
+        let (pooling, t) = (format!("{:?}", e.pooling).to_lowercase(), e.temperature.to_string());
+        add(
+            "pooling",
+            pooling,
+            given.pooling.is_some(),
+            "the base's own; or every token has a say, as in most retrieval models",
+        );
+        add("temperature", t, given.temperature.is_some(), "a scale of 20, as sentence-transformers has it");
+    }
     add(
         "method",
         format!("{:?}", c.method).to_lowercase(),
@@ -54,12 +91,24 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
             "epochs",
             epochs,
             given.epochs.is_some(),
-            "small sets are seen a few times before they are known by heart",
+            match c.task {
+                TaskName::Preference => "once: a preference known by heart spoils the answers",
+                _ => "small sets are seen a few times before they are known by heart",
+            },
         ),
     }
     match c.batch_tokens {
         Some(n) => add("batch-tokens", n.to_string(), true, ""),
-        None => add("batch", c.batch.to_string(), given.batch.is_some(), "low rank learns worse in large batches"),
+        None => {
+            let why = match c.task {
+                TaskName::Preference => "pairs, each of two rows",
+                TaskName::Embed => {
+                    "the other texts of a batch are what an anchor is told from: it is never cut for that"
+                }
+                _ => "low rank learns worse in large batches",
+            };
+            add("batch", c.batch.to_string(), given.batch.is_some(), why);
+        }
     }
     add("accumulate", c.accumulate.to_string(), given.accumulate.is_some(), "one micro-batch is one step");
     add(
@@ -69,6 +118,7 @@ pub fn reasons(given: &Settings, c: &TuneConfig, model: &Config) -> Vec<Reason> 
         "256, or the model's context: longer rows are refused, not cut in silence",
     );
     let why_lr = match (c.method, encoder) {
+        _ if c.task == TaskName::Preference => "the answers are there already: a rate for new tasks would spoil them",
         (Method::Full, _) => "every weight moves: a tenth of what low rank bears",
         (Method::Ia3, _) => "a vector has few weights, and each starts at one",
         (_, true) => "encoders with low rank: what the GLUE recipes of LoRA use",

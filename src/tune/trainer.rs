@@ -5,14 +5,14 @@ use super::checkpoint::{self, State};
 use super::config::TuneConfig;
 use super::guard;
 use super::memory::Activations;
+use super::objective::{Found, Objective};
 use super::optimizer::{self, AdamW};
 use super::run_folder::RunFolder;
-use crate::data::batch::{Course, Row, Size, cut_by};
-use crate::model::layers::head::LossSum;
+use crate::data::batch::{Course, Row, lengths, rows_of, units};
 use crate::model::layers::{Grads, Pass};
-use crate::model::network::{Network, count_targets};
+use crate::model::network::Network;
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -64,6 +64,8 @@ pub struct Trainer<'a> {
     pub network: &'a mut Network,
     /// Resolved settings.
     pub config: &'a TuneConfig,
+    /// What is minimized.
+    pub objective: Objective,
     /// Rows to learn.
     pub train: &'a [Row],
     /// Rows held out.
@@ -80,7 +82,8 @@ impl Trainer<'_> {
     /// Runs to the end, or until `watch` stops it. `from` is a checkpoint to go on from.
     pub fn run(&mut self, from: Option<&std::path::Path>, watch: &mut dyn Watch) -> anyhow::Result<Outcome> {
         let c = self.config;
-        let mut course = Course::new(self.train.iter().map(|r| r.ids.len()).collect(), c.size(), c.accumulate, c.seed);
+        let units = units(self.train);
+        let mut course = Course::new(lengths(self.train, &units), c.size(), c.accumulate, c.seed);
         let per_epoch = course.per_epoch();
         let asked = c.steps.unwrap_or_else(|| course.steps_in(c.epochs.unwrap_or(1.0)));
         let mut optimizer = AdamW {
@@ -109,8 +112,8 @@ impl Trainer<'_> {
         while state.step < steps {
             let warmup = if c.warmup < 1.0 { (c.warmup * steps as f64) as usize } else { c.warmup as usize };
             let (batches, epoch_ends) = course.step(state.step);
-            let micro: Vec<Vec<&Row>> = batches.iter().map(|b| rows(self.train, b)).collect();
-            let targets: usize = micro.iter().map(|b| count_targets(b)).sum();
+            let micro: Vec<Vec<&Row>> = batches.iter().map(|b| rows_of(self.train, &units, b)).collect();
+            let targets: usize = micro.iter().flatten().filter(|r| !r.is_only_read()).map(|r| r.learned()).sum();
             let tokens: usize = micro.iter().flatten().map(|r| r.ids.len()).sum();
             let attends = micro.iter().any(|b| guard::attends(b));
             if targets == 0 {
@@ -118,17 +121,10 @@ impl Trainer<'_> {
             }
 
             let mut grads = Grads::default();
-            let mut loss = LossSum::default();
-            for rows in &micro {
-                let mut pass = Pass { train: true, seed: c.seed, step: state.micro, noise: c.neftune, ..Pass::EVAL };
-                for (part, again) in self.activations.parts(rows) {
-                    loss += self.network.loss_and_grad(part, 1.0 / targets as f32, pass, again, &mut grads)?;
-                    pass.first += part.iter().map(|r| r.ids.len()).sum::<usize>();
-                    pass.first_row += part.len();
-                }
-                state.micro += 1;
-            }
-            let mean = loss.nll / targets as f64;
+            let pass = Pass { train: true, seed: c.seed, step: state.micro, noise: c.neftune, ..Pass::EVAL };
+            let found = self.objective.learn(self.network, &micro, &self.activations, pass, &mut grads)?;
+            state.micro += micro.len() as u64;
+            let mean = found.loss;
             let norm = optimizer::global_norm(&grads)?;
             if !mean.is_finite() || !norm.is_finite() {
                 let first = guard::first_not_finite(&grads)?.map_or(String::new(), |n| format!(" (first in `{n}`)"));
@@ -138,7 +134,7 @@ impl Trainer<'_> {
                     c.lr
                 );
             }
-            if state.step < first_step + guard::STEPS {
+            if state.step < first_step + guard::STEPS && found.teaches {
                 guard::every_weight_learns(self.network, &grads, attends)
                     .with_context(|| format!("step {}", state.step + 1))?;
             }
@@ -152,10 +148,9 @@ impl Trainer<'_> {
             state.tokens += tokens;
             let elapsed = start.elapsed().as_secs_f64();
             curve.push((state.step, mean));
-            self.folder.metric(
-                &json!({"step": state.step, "loss": mean, "lr": lr, "grad_norm": norm, "tokens": state.tokens,
-                "learned_tokens": targets, "seconds": state.seconds + elapsed}),
-            )?;
+            let line = json!({"step": state.step, "loss": mean, "lr": lr, "grad_norm": norm, "tokens": state.tokens,
+                "learned_tokens": targets, "seconds": state.seconds + elapsed});
+            self.folder.metric(&with(line, &found, ""))?;
             let tokens_per_s = (state.tokens - first_token) as f64 / elapsed.max(1e-9);
 
             let mut enough = false;
@@ -179,9 +174,11 @@ impl Trainer<'_> {
 
             let due = c.eval_every.map_or(epoch_ends, |n| state.step.is_multiple_of(n));
             if !self.val.is_empty() && (due || enough || state.step == steps) {
-                let (val, accuracy) = self.evaluate()?;
+                let found = self.objective.judge(self.network, self.val, c.size(), &self.activations)?;
+                let (val, accuracy) = (found.loss, found.accuracy);
                 val_curve.push((state.step, val));
-                self.folder.metric(&json!({"step": state.step, "val_loss": val, "val_accuracy": accuracy}))?;
+                let line = json!({"step": state.step, "val_loss": val, "val_accuracy": accuracy});
+                self.folder.metric(&with(line, &found, "val_"))?;
                 watch.evaluation(state.step, val, accuracy);
                 if state.best.is_none_or(|(best, _)| val < best) {
                     state.best = Some((val, state.step));
@@ -237,30 +234,12 @@ impl Trainer<'_> {
         let state = State { seconds: state.seconds + elapsed, ..state.clone() };
         checkpoint::save(&self.folder.path, self.network, optimizer, &state)
     }
+}
 
-    /// Mean validation loss and share of targets right.
-    fn evaluate(&self) -> anyhow::Result<(f64, f64)> {
-        let mut sum = LossSum::default();
-        let all = by_length(self.val.iter().collect());
-        let batches = match self.config.size() {
-            Size::Rows(n) => all.chunks(n).collect(),
-            Size::Tokens(most) => cut_by(&all, most, |r| r.ids.len()),
-        };
-        for rows in batches {
-            for part in self.activations.read_parts(rows) {
-                sum += self.network.loss(part)?;
-            }
-        }
-        Ok((sum.nll / sum.count.max(1) as f64, sum.right as f64 / sum.count.max(1) as f64))
+/// A line of `metrics.jsonl` with what the objective has to say besides.
+fn with(mut line: Value, found: &Found, prefix: &str) -> Value {
+    for (name, value) in &found.fields {
+        line[format!("{prefix}{name}")] = value.clone();
     }
-}
-
-/// Rows of a batch, the equal lengths together: they share their attention GEMMs.
-fn rows<'a>(train: &'a [Row], batch: &[usize]) -> Vec<&'a Row> {
-    by_length(batch.iter().map(|i| &train[*i]).collect())
-}
-
-fn by_length(mut rows: Vec<&Row>) -> Vec<&Row> {
-    rows.sort_by_key(|r| (r.ids.len(), r.keys)); // stable: equal lengths keep their order
-    rows
+    line
 }

@@ -1,6 +1,7 @@
 //! The same networks written a second time on candle's tape, from its slow differentiable operations: loss and every
 //! element of every gradient must agree.
 
+mod answers;
 mod kin;
 
 use super::{Case, DECODER, labels, pairs, values, vectors};
@@ -165,8 +166,8 @@ fn decoder(w: &Weights, shape: &Shape, row: &Row) -> Result<Tensor> {
     }
 }
 
-/// The loss of one row of a BERT that classifies, without padding.
-fn encoder(w: &Weights, shape: &Shape, row: &Row) -> Result<Tensor> {
+/// The last hidden states of one row of a BERT, without padding: (T, C).
+fn hidden(w: &Weights, shape: &Shape, row: &Row) -> Result<Tensor> {
     let t = row.ids.len();
     let pick = |name: &str, ids: &[u32]| {
         w.get(&format!("bert.embeddings.{name}.weight")).index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
@@ -184,6 +185,12 @@ fn encoder(w: &Weights, shape: &Shape, row: &Row) -> Result<Tensor> {
         let wide = w.linear(&at("intermediate.dense"), &x1)?.gelu_erf()?;
         x = w.layer_norm(&at("output.LayerNorm"), &(&x1 + w.linear(&at("output.dense"), &wide)?)?, shape.eps)?;
     }
+    Ok(x)
+}
+
+/// The loss of one row of a BERT that classifies, without padding.
+fn encoder(w: &Weights, shape: &Shape, row: &Row) -> Result<Tensor> {
+    let x = hidden(w, shape, row)?;
     let pooled = w.linear("bert.pooler.dense", &x.narrow(0, 0, 1)?)?.tanh()?;
     match row.target {
         Target::Class(c) => nll(&w.linear("classifier", &pooled)?, &[Some(c)]),
@@ -196,9 +203,14 @@ fn agrees(case: Case, weights: &Tensors, loss: impl Fn(&Weights, &Row) -> Result
     let leaves = Weights::leaves(weights);
     let losses: Vec<Tensor> = case.rows.iter().map(|row| loss(&leaves, row).expect("a loss")).collect();
     let total = Tensor::stack(&losses, 0).unwrap().sum_all().unwrap();
-    let tape = total.backward().expect("the tape");
     let mut grads = Grads::default();
     let ours = case.network.loss_and_grad(&case.rows(), 1.0, Pass::EVAL, 0, &mut grads).expect("ours").nll;
+    agree(ours, &grads, &total, &leaves);
+}
+
+/// A loss and its gradients against those of the tape that leads to `total`.
+fn agree(ours: f64, grads: &Grads, total: &Tensor, leaves: &Weights) {
+    let tape = total.backward().expect("the tape");
     let theirs = f64::from(total.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap());
     assert!((ours - theirs).abs() <= 1e-5 * theirs.abs(), "loss {ours} against {theirs}");
     assert!(!grads.0.is_empty());

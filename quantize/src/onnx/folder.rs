@@ -55,7 +55,11 @@ pub fn write_onnx_folder(
     })
 }
 
+/// A name may have a folder in it.
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(above) = path.parent() {
+        std::fs::create_dir_all(above)?;
+    }
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

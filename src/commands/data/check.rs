@@ -151,7 +151,7 @@ fn lengths(l: &Lengths, report: &Report) {
     let of = if l.all { String::new() } else { format!(" (of {} rows drawn by the seed, and the longest)", l.counted) };
     println!("tokens    half of the rows have at most {}, 90 % {}, 99 % {}, all {}{of}", l.p50, l.p90, l.p99, l.p100);
     print!("{}", bars(l.histogram.iter().map(|(end, n)| (format!("up to {end}"), *n)), 16));
-    if !matches!(report.task, Task::Classify | Task::Answer) {
+    if !matches!(report.task, Task::Classify | Task::Answer | Task::Embed) {
         let share = 100.0 * l.learned as f64 / l.tokens.max(1) as f64;
         println!("          {} tokens, of which {} ({share:.1} %) are learned", l.tokens, l.learned);
     }

@@ -2,9 +2,9 @@
 
 use super::{Read, show};
 use crate::cli::Global;
-use crate::data::batch::Course;
+use crate::data::batch::{Course, Row, lengths, units as units_of};
 use crate::model::config::Config;
-use crate::tune::config::{Settings, TuneConfig};
+use crate::tune::config::{PreferenceKind, Settings, TuneConfig};
 use crate::tune::memory::{Plan, Weights, mib};
 use crate::tune::reasons::reasons;
 use crate::tune::speed::{Speed, Work};
@@ -24,8 +24,11 @@ impl DryRun<'_> {
     /// Measures the machine for a moment, and prints the plan.
     pub fn print(&self, global: &Global) -> anyhow::Result<()> {
         let (c, read, w) = (self.config, self.read, self.weights);
-        let lengths: Vec<usize> = read.train.iter().map(|r| r.ids.len()).collect();
-        let (tokens, longest) = (lengths.iter().sum::<usize>(), lengths.iter().max().copied().unwrap_or(0));
+        let units = units_of(&read.train);
+        let held_out = units_of(&read.val).len();
+        let lengths = lengths(&read.train, &units);
+        let longest = read.train.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+        let tokens = lengths.iter().sum::<usize>();
         let course = Course::new(lengths, c.size(), c.accumulate, c.seed);
         let per_epoch = course.per_epoch();
         let steps = c.steps.unwrap_or_else(|| course.steps_in(c.epochs.unwrap_or(1.0)));
@@ -38,10 +41,15 @@ impl DryRun<'_> {
         // Time.
         let speed = Speed::measure(self.model.hidden_size, self.model.intermediate_size)?;
         let activations = &self.plan.activations;
-        let learning = Work::learning(activations, &w, c, &read.train, self.plan.again).times(epochs)
+        let (only_read, learned): (Vec<Row>, Vec<Row>) = read.train.iter().cloned().partition(Row::is_only_read);
+        let learning = Work::learning(activations, &w, c, &learned, self.plan.again).times(epochs)
+            + Work::reading(activations, &w, &only_read).times(epochs)
             + Work::steps(&w, steps as f64);
+        // The reference: every answer once, before the first step.
+        let before = if c.objective().has_reference() { 1.0 } else { 0.0 };
+        let reference = Work::reading(activations, &w, &read.train) + Work::reading(activations, &w, &read.val);
         let reading = Work::reading(activations, &w, &read.val).times(evaluations as f64);
-        let seconds = speed.seconds(learning + reading);
+        let seconds = speed.seconds(learning + reading + reference.times(before));
         let tokens_per_s = tokens as f64 * epochs / speed.seconds(learning).max(1e-9);
         let within = c.budget.filter(|b| *b < seconds);
         let share = w.trained as f64 / (w.read + if c.adapts() { w.trained } else { 0 }).max(1) as f64;
@@ -54,7 +62,7 @@ impl DryRun<'_> {
             .into_iter()
             .map(|(name, bytes, _)| (format!("{}_bytes", name.replace(' ', "_")), json!(bytes)))
             .collect();
-        let line = json!({"data": read.schema, "rows": read.train.len(), "held_out": read.val.len(), "tokens": tokens,
+        let line = json!({"data": read.schema, "rows": units.len(), "held_out": held_out, "tokens": tokens,
             "longest": longest, "trainable_params": w.trained, "params": w.read, "share": share,
             "steps": steps, "steps_per_epoch": per_epoch, "evaluations": evaluations,
             "memory": memory, "planned_mib": self.plan.terms.peak() as f64 / 1048576.0,
@@ -65,11 +73,10 @@ impl DryRun<'_> {
             "reasons": reasons.iter().map(|r| json!({"name": r.name, "value": r.value, "why": r.why})).collect::<Vec<_>>()});
         show::report(global, &line, || {
             println!("data      {}", read.schema);
-            println!(
-                "rows      {} to learn, {} held out; {tokens} tokens, longest {longest}",
-                read.train.len(),
-                read.val.len()
-            );
+            println!("rows      {} to learn, {held_out} held out; {tokens} tokens, longest {longest}", units.len());
+            if units.len() < read.train.len() {
+                println!("          {} sequences: {}", read.train.len(), what_belongs(c));
+            }
             println!("trained   {} weights, {:.2} % of {}", w.trained, 100.0 * share, w.read);
             println!("steps     {steps}: {per_epoch} an epoch, {evaluations} evaluations");
             println!(
@@ -108,6 +115,16 @@ impl DryRun<'_> {
             println!("\nNothing was written. The same command without --dry-run begins.");
         });
         Ok(())
+    }
+}
+
+/// Which sequences an example has.
+fn what_belongs(c: &TuneConfig) -> &'static str {
+    match c.preference.map(|p| p.kind) {
+        Some(PreferenceKind::Kto) => "each answer, and behind it one that answers another prompt",
+        Some(PreferenceKind::Dpo) => "a chosen and a rejected answer each; read once before the first step",
+        Some(PreferenceKind::Orpo) => "a chosen and a rejected answer each",
+        None => "an anchor each, and the texts that belong to it or do not",
     }
 }
 

@@ -148,6 +148,10 @@ impl<'a> Scan<'a> {
             *self.labels.entry(name.clone()).or_default() += 1;
             label = twins::hash(name) as u32;
         }
+        // The same answer to the same prompt, wanted here and unwanted there, contradicts itself as labels do.
+        if let Example::Judged { wanted, .. } = &known.example {
+            label = u32::from(*wanted);
+        }
         // A plain text's lines repeat by nature: headings, refrains, blank speeches.
         if self.rows_are_examples() {
             exact.push(Key { hash: known.hash, row, label })?;
@@ -285,6 +289,12 @@ fn empty(example: &Example) -> Option<&'static str> {
         Example::Preference { chosen, rejected, .. } => match (blank(chosen), blank(rejected)) {
             (true, _) => Some("`chosen`"),
             (_, true) => Some("`rejected`"),
+            _ => None,
+        },
+        Example::Judged { completion, .. } => blank(completion).then_some("the completion"),
+        Example::Embed { anchor, positive, .. } => match (blank(anchor), blank(positive)) {
+            (true, _) => Some("the anchor"),
+            (_, true) => Some("the positive"),
             _ => None,
         },
     }

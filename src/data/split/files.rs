@@ -169,6 +169,10 @@ impl Keys {
                     stratified_by.get_or_insert_with(|| "label".into());
                     label.clone()
                 }
+                (None, Some(Example::Judged { wanted, .. })) => {
+                    stratified_by.get_or_insert_with(|| "label".into());
+                    wanted.to_string()
+                }
                 _ => String::new(),
             };
             let next = values.len();

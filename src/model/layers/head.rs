@@ -33,22 +33,32 @@ impl std::ops::AddAssign for LossSum {
     }
 }
 
-/// Cross-entropy of (N, V) logits against one target a row. The logits become their gradient, (p - onehot) * `weight`, in
-/// place: a batch of them is the largest thing that a step makes.
+/// Cross-entropy of (N, V) logits against one target a row. The logits become their gradient, (p - onehot) * `weight`.
 pub fn cross_entropy(logits: Tensor, targets: &[u32], weight: f32) -> Result<(LossSum, Tensor)> {
+    let (rows, grad) = by_row(logits, targets, |_| weight)?;
+    let mut loss = LossSum { count: targets.len(), ..Default::default() };
+    for (nll, right) in rows {
+        loss.nll += nll;
+        loss.right += usize::from(right);
+    }
+    Ok((loss, grad))
+}
+
+/// Of each row, its nats and whether its largest logit is the target. The logits become their gradient, each row times its
+/// weight, in place: a batch of them is the largest thing that a step makes.
+pub(super) fn by_row(
+    logits: Tensor,
+    targets: &[u32],
+    weight: impl Fn(usize) -> f32 + Sync,
+) -> Result<(Vec<(f64, bool)>, Tensor)> {
     let width = logits.dim(1)?;
     let logits = logits.contiguous()?;
-    let loss = Mutex::new(LossSum { count: targets.len(), ..Default::default() });
+    let rows = Mutex::new(Vec::new());
     fused::change(&logits, |values| {
-        let rows: Vec<(f64, bool)> =
-            values.par_chunks_mut(width).zip(targets).map(|(x, target)| row(x, *target as usize, weight)).collect();
-        let mut loss = loss.lock();
-        for (nll, right) in rows {
-            loss.nll += nll;
-            loss.right += usize::from(right);
-        }
+        let all = values.par_chunks_mut(width).zip(targets).enumerate();
+        *rows.lock() = all.map(|(i, (x, target))| row(x, *target as usize, weight(i))).collect();
     })?;
-    Ok((loss.into_inner(), logits))
+    Ok((rows.into_inner(), logits))
 }
 
 /// One row: nats, and whether its largest logit is the target.

@@ -183,6 +183,7 @@ impl AdapterConfig {
             Task::Generate => "CAUSAL_LM",
             Task::Classify(_) => "SEQ_CLS",
             Task::Span => "QUESTION_ANS",
+            Task::Embed(_) => super::file::TRUNK_ALONE,
         };
         let list = |names: &[String]| if names.is_empty() { Value::Null } else { json!(names) };
         let targets = self.target_pattern.as_ref().map_or_else(|| json!(self.target_modules), |p| json!(p));

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// What PEFT writes before every name.
 pub const PREFIX: &str = "base_model.model.";
 
+/// PEFT's `task_type` of an adapter on a trunk without a head.
+pub const TRUNK_ALONE: &str = "FEATURE_EXTRACTION";
+
 /// An adapter's tensors.
 pub struct AdapterFile {
     /// The file.
@@ -20,11 +23,16 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// Opens the weights in an adapter's folder.
+    /// Opens the weights in an adapter's folder. `trunk` is what the names of the network's trunk begin with: an adapter for
+    /// vectors stands on the trunk alone, whose modules PEFT calls without it.
     ///
     /// # Errors
     /// No file, or a key that is nobody's, by name.
-    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+    pub fn open(dir: &Path, trunk: &str) -> anyhow::Result<Self> {
+        let bare = std::fs::read(dir.join("adapter_config.json"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
+            .is_some_and(|config| config["task_type"] == TRUNK_ALONE);
         let mlx = mlx::is_at(dir);
         let path = dir.join(if mlx { mlx::WEIGHTS } else { "adapter_model.safetensors" });
         if !path.is_file() {
@@ -35,6 +43,7 @@ impl AdapterFile {
         let mut keys = BTreeMap::new();
         for key in tensors.names() {
             let (name, transposed) = match key.strip_prefix(PREFIX) {
+                Some(name) if bare && !name.starts_with(trunk) => (format!("{trunk}{name}"), false),
                 Some(name) => (name.to_owned(), false),
                 None if mlx => mlx::name(key),
                 None => crate::bad_input!("{}: tensor `{key}` does not begin with `{PREFIX}`", path.display()),

@@ -20,9 +20,9 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// Opens an adapter's folder.
-    pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        Ok(Self { config: AdapterConfig::read(dir)?, file: AdapterFile::open(dir)? })
+    /// Opens an adapter's folder; `trunk` as [`AdapterFile::open`] takes it.
+    pub fn open(dir: &Path, trunk: &str) -> anyhow::Result<Self> {
+        Ok(Self { config: AdapterConfig::read(dir)?, file: AdapterFile::open(dir, trunk)? })
     }
 
     /// The modules that have an adapter.

@@ -186,7 +186,7 @@ impl Activations {
     /// A micro-batch in parts, in order, and how many of the lowest blocks each computes again.
     pub fn parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<(&'a [&'a Row], usize)> {
         if self.no_pack {
-            return rows.chunks(1).map(|row| (row, self.again(row))).collect();
+            return rows.chunk_by(|_, b| !b.begins()).map(|unit| (unit, self.again(unit))).collect();
         }
         let Some(room) = self.room else { return vec![(rows, self.again(rows))] };
         if self.taken(rows, 0).peak() <= room {
@@ -206,7 +206,7 @@ impl Activations {
     /// Rows that are only read, in parts.
     pub fn read_parts<'a>(&self, rows: &'a [&'a Row]) -> Vec<&'a [&'a Row]> {
         match self.room {
-            _ if self.no_pack => rows.chunks(1).collect(),
+            _ if self.no_pack => rows.chunk_by(|_, b| !b.begins()).collect(),
             None => vec![rows],
             Some(room) => self.cut(rows, |part| self.reading(part).peak() <= room),
         }
@@ -221,14 +221,15 @@ impl Activations {
         (0..self.most_again()).find(fits).unwrap_or(self.most_again()) as usize
     }
 
-    /// Parts that fit, as long as can be; a row that does not is a part by itself.
+    /// Parts that fit, as long as can be; an example that does not is a part by itself.
     fn cut<'a>(&self, rows: &'a [&'a Row], fits: impl Fn(&[&Row]) -> bool) -> Vec<&'a [&'a Row]> {
-        let (mut out, mut start) = (Vec::new(), 0);
-        for end in 1..=rows.len() {
-            if end - start > 1 && !fits(&rows[start..end]) {
-                out.push(&rows[start..end - 1]);
-                start = end - 1;
+        let (mut out, mut start, mut fitted) = (Vec::new(), 0, 0);
+        for end in (1..=rows.len()).filter(|end| rows.get(*end).is_none_or(|row| row.begins())) {
+            if fitted > start && !fits(&rows[start..end]) {
+                out.push(&rows[start..fitted]);
+                start = fitted;
             }
+            fitted = end;
         }
         if start < rows.len() {
             out.push(&rows[start..]);

@@ -40,7 +40,8 @@ impl Weights {
                 || name.ends_with("position_ids")
                 || is_head(name)
                 || (name.contains("pooler") && task != Task::Classify)
-                || (name.contains("lm_head") && (config.tie_word_embeddings || task == Task::Classify));
+                || (name.contains("lm_head")
+                    && (config.tie_word_embeddings || matches!(task, Task::Classify | Task::Embed)));
             !unused
         };
         let mut out = Self::default();
