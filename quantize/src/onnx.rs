@@ -96,6 +96,9 @@ pub fn write_onnx(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Vec<u8>, Report)> {
     let spec = source.spec();
+    if !matches!(spec.arch, Arch::Llama | Arch::Qwen2 | Arch::Bert) {
+        return Err(Error::OnnxFamily { model_type: spec.arch.model_type() });
+    }
     let fused = operators == Operators::Ort
         && spec.arch != Arch::Bert
         && !matches!(spec.task, crate::source::Task::Classify { .. });
@@ -109,7 +112,7 @@ pub fn write_onnx(
     match spec.arch {
         Arch::Llama | Arch::Qwen2 if fused => fused::build(&mut net)?,
         Arch::Llama | Arch::Qwen2 => llama::build(&mut net)?,
-        Arch::Bert => bert::build(&mut net)?,
+        _ => bert::build(&mut net)?, // what has no graph was refused
     }
     let Net { graph, weights, .. } = net;
     let (payload, tensors) = (weights.payload, weights.reports.clone());

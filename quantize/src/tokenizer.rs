@@ -95,7 +95,10 @@ pub fn keys(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Vec<(String, Val
     match &files.tokenizer_json {
         None => put("ggml.model", Value::Str("no_vocab".into())),
         Some(bytes) => {
-            let v = vocabulary(bytes, files.sentencepiece_model.as_deref(), spec.vocab_size)?;
+            let mut v = vocabulary(bytes, files.sentencepiece_model.as_deref(), spec.vocab_size)?;
+            if spec.arch.is_encoder() && v.model == "gpt2" {
+                v.more.extend(bpe::frame(&Json::parse(bytes)?)?);
+            }
             put("ggml.model", Value::Str(v.model.into()));
             if let Some(pre) = v.pre {
                 put("ggml.pre", Value::Str(pre.into()));
@@ -134,8 +137,9 @@ pub fn keys(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Vec<(String, Val
     if let Some(template) = &files.chat_template {
         put("chat_template", Value::Str(template.clone()));
     }
-    if spec.arch == Arch::Bert {
-        put("ggml.token_type_count", Value::U32(spec.type_vocab_size as u32));
+    if spec.arch.is_encoder() {
+        // llama.cpp loads no encoder without one.
+        put("ggml.token_type_count", Value::U32(spec.type_vocab_size.max(1) as u32));
     }
     for (key, value) in &keys {
         if let Value::U32(id) = value
@@ -176,6 +180,20 @@ pub fn vocabulary(tokenizer_json: &[u8], sentencepiece_model: Option<&[u8]>, row
 /// The name of a row without a token, as llama.cpp's converter writes it.
 fn unused(id: usize) -> String {
     format!("[PAD{id}]")
+}
+
+/// The name under which llama.cpp reads a tokenizer as it is meant. Phi-3's markers take the spaces behind them along, which
+/// no key says: llama.cpp does so in models that are called Phi-3.
+///
+/// # Errors
+/// A malformed tokenizer.json.
+pub(crate) fn telling_name(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Option<String>> {
+    let Some(bytes) = files.tokenizer_json.as_ref().filter(|_| spec.arch == Arch::Phi3) else { return Ok(None) };
+    let json = Json::parse(bytes)?;
+    let strips = json.added()?.iter().any(|(_, token, _)| json.strips(token, "rstrip"));
+    let name = spec.name.to_lowercase();
+    let told = name.contains("phi-3") || name.contains("phi3");
+    Ok((strips && !told).then(|| format!("{} (phi3)", spec.name)))
 }
 
 /// Whether the post-processor puts `bos` first and `eos` last when a single text is encoded with special tokens.

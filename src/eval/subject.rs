@@ -6,7 +6,7 @@ use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
-use edgeft_runtime::model::{Model, Task as ModelTask};
+use edgeft_runtime::model::{Arch, Model, Task as ModelTask};
 use edgeft_runtime::sample::argmax;
 use edgeft_runtime::tokenizer::Tokenizer;
 use std::path::Path;
@@ -158,7 +158,9 @@ impl Subject {
             Self::Candle(s) => s.opened.config.room(),
             Self::Runtime(s) => {
                 let h = s.model.hparams();
-                let (positions, types) = if h.causal { (usize::MAX, usize::MAX) } else { (h.n_ctx, h.n_token_types) };
+                // GPT-2's positions are rows of a table, as an encoder's are.
+                let positions = if h.causal && h.arch != Arch::Gpt2 { usize::MAX } else { h.n_ctx };
+                let types = if h.causal || h.n_token_types == 0 { usize::MAX } else { h.n_token_types };
                 Room { vocab: h.n_vocab, positions, types }
             }
         }
@@ -214,7 +216,8 @@ impl Subject {
             Self::Runtime(s) => {
                 let n = row.keys.min(row.ids.len());
                 // The cache numbers positions itself. A shift of all of them changes nothing where they are rotations.
-                let first = if s.model.hparams().causal { row.positions[0] } else { 0 };
+                let h = s.model.hparams();
+                let first = if h.causal && h.arch != Arch::Gpt2 { row.positions[0] } else { 0 };
                 if !row.positions[..n].iter().copied().eq(first..first + n as u32) {
                     crate::bad_input!(
                         "row {}: padding before or between its tokens, which only --engine candle takes",

@@ -47,7 +47,8 @@ pub struct FirstDifference {
 /// file.
 ///
 /// Text that is not in Unicode's normal form C is left out of the built-in list when the tokenizer.json normalizes:
-/// llama.cpp does not, and no key can tell it to.
+/// llama.cpp does not, and no key can tell it to. For the same reason a token that takes the spaces before it along
+/// (RoBERTa's `<mask>`) is tried without any there.
 ///
 /// # Errors
 /// The first difference, or a tokenizer that cannot be built.
@@ -141,9 +142,10 @@ fn hard(json: &Json) -> Vec<String> {
         texts.extend(DECOMPOSED.iter().map(ToString::to_string));
     }
     for (_, token, _) in json.added().unwrap_or_default() {
+        let (space, line) = if json.strips(&token, "lstrip") { ("", "") } else { (" ", "\n") };
         texts.push(token.clone());
         texts.push(format!("a{token}b"));
-        texts.push(format!("one {token} two\n{token}{token}\n"));
+        texts.push(format!("one{space}{token} two{line}{token}{token}\n"));
     }
     texts
 }

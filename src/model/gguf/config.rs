@@ -95,8 +95,12 @@ fn decoder(meta: &Meta) -> Result<Json, String> {
     Ok(config)
 }
 
+/// BERT's words, which RoBERTa's network has too once its positions begin at the table's first row.
 fn encoder(meta: &Meta) -> Result<Json, String> {
     let gguf = meta.gguf;
+    if gguf.tensor("token_types.weight").is_none() {
+        return Err("a GGUF file of DistilBERT (no `token_types.weight`) cannot be tuned; tune its Hugging Face folder".into());
+    }
     let types = gguf.u32("tokenizer.ggml.token_type_count").map_err(|e| e.to_string())?;
     let mut config = json!({
         "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "vocab_size": meta.vocabulary()?,
