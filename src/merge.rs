@@ -280,7 +280,7 @@ fn rope(config: &Config, name: &str) -> anyhow::Result<RopeSpec> {
     Ok(RopeSpec {
         theta: config.rope_theta,
         local_theta: config.local_rope.map(|(theta, _)| theta),
-        dims: config.rotary_dim,
+        dims: (config.rotary_dim != config.head_dim).then_some(config.rotary_dim),
         scaling,
     })
 }

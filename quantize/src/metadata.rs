@@ -49,7 +49,7 @@ pub fn model(spec: &ModelSpec, plan: &Plan) -> Vec<(String, Value)> {
         for key in ["attention.key_length", "attention.value_length"] {
             own(key, Value::U32(spec.head_dim as u32));
         }
-        own("rope.dimension_count", Value::U32(rope.dims as u32));
+        own("rope.dimension_count", Value::U32(spec.rotary_dim() as u32));
         own("rope.freq_base", Value::F32(rope.theta));
         if let Some(theta) = rope.local_theta {
             own("rope.freq_base_swa", Value::F32(theta));

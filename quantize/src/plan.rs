@@ -230,7 +230,7 @@ fn rope_divisors(spec: &ModelSpec) -> Option<Vec<f32>> {
     };
     let (factor, low, high) = (f64::from(factor), f64::from(low_freq_factor), f64::from(high_freq_factor));
     let original = original_max_position_embeddings as f64;
-    let d = rope.dims;
+    let d = spec.rotary_dim();
     let divisor = |i: usize| {
         let wavelength = std::f64::consts::TAU * f64::from(rope.theta).powf(2.0 * i as f64 / d as f64);
         if wavelength < original / high {
@@ -269,13 +269,13 @@ fn check(spec: &ModelSpec) -> Result<()> {
         let need = "the families of Llama have rotary positions, and GPT-2 and the encoders have none";
         return fail("rope", format!("{:?}", spec.rope), need);
     }
-    if let Some(rope) = &spec.rope {
-        if !rope.dims.is_multiple_of(2) {
-            return fail("head_dim", rope.dims.to_string(), "rotary positions need pairs");
-        }
-        if rope.dims == 0 || rope.dims > spec.head_dim {
-            return fail("rope.dims", rope.dims.to_string(), "it must be between 2 and head_dim");
-        }
+    let rotated = spec.rotary_dim();
+    if !rotated.is_multiple_of(2) {
+        let field = if rotated == spec.head_dim { "head_dim" } else { "rope.dims" };
+        return fail(field, rotated.to_string(), "rotary positions need pairs");
+    }
+    if rotated > spec.head_dim || spec.rope.is_some_and(|r| r.dims == Some(0)) {
+        return fail("rope.dims", rotated.to_string(), "it must be between 2 and head_dim");
     }
     if !(spec.local_layers.is_empty() || spec.local_layers.len() == spec.n_layers) {
         return fail("local_layers", format!("{} long", spec.local_layers.len()), "there must be one for each layer");

@@ -57,6 +57,23 @@ pub struct ModelSpec {
     pub type_vocab_size: usize,
 }
 
+impl ModelSpec {
+    /// Whether a layer is local: it has the window, if there is one, and the rotations of local layers.
+    pub fn is_local(&self, layer: usize) -> bool {
+        self.sliding_window.is_some() && self.local_layers.get(layer).copied().unwrap_or(true)
+    }
+
+    /// Dimensions of a head that are rotated; 0 where positions are learned.
+    pub fn rotary_dim(&self) -> usize {
+        self.rope.map_or(0, |r| r.dims.unwrap_or(self.head_dim))
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    }
+}
+
 /// Model family, by the layout of its blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
@@ -133,8 +150,8 @@ pub struct RopeSpec {
     pub theta: f32,
     /// The same in layers with a window, where it is another: Gemma 3's.
     pub local_theta: Option<f32>,
-    /// Dimensions of a head that are rotated, from its first on.
-    pub dims: usize,
+    /// Dimensions of a head that are rotated, from its first on, where those are not all.
+    pub dims: Option<usize>,
     /// How positions beyond the trained context are squeezed.
     pub scaling: RopeScaling,
 }
@@ -239,12 +256,7 @@ pub(crate) mod tests {
                 n_kv_heads,
                 head_dim,
                 norm_eps: 1e-6,
-                rope: Some(RopeSpec {
-                    theta: 10_000.0,
-                    local_theta: None,
-                    dims: head_dim,
-                    scaling: RopeScaling::None,
-                }),
+                rope: Some(RopeSpec { theta: 10_000.0, local_theta: None, dims: None, scaling: RopeScaling::None }),
                 position_offset: 0,
                 attention_scale: None,
                 sliding_window: None,
@@ -284,7 +296,7 @@ pub(crate) mod tests {
             tiny.spec.sliding_window = Some(8);
             tiny.spec.local_layers = vec![true, false];
             tiny.spec.rope =
-                Some(RopeSpec { theta: 1e6, local_theta: Some(1e4), dims: 20, scaling: RopeScaling::None });
+                Some(RopeSpec { theta: 1e6, local_theta: Some(1e4), dims: None, scaling: RopeScaling::None });
             tiny.tensors.retain(|name, _| !name.contains("self_attn") && name != "lm_head.weight");
             for i in 0..2 {
                 let mut put = |n: &str, s: &[usize]| tiny.put(&format!("model.layers.{i}.{n}"), s);

@@ -22,6 +22,7 @@ use crate::{
 };
 use edgeft_runtime::format::gguf::{Array, Value};
 use json::Json;
+use regex::Regex;
 
 /// What a model folder says about its tokenizer. Ids are those of the tokens' rows.
 #[derive(Debug, Clone, Default)]
@@ -188,12 +189,16 @@ fn unused(id: usize) -> String {
 /// # Errors
 /// A malformed tokenizer.json.
 pub(crate) fn telling_name(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Option<String>> {
-    let Some(bytes) = files.tokenizer_json.as_ref().filter(|_| spec.arch == Arch::Phi3) else { return Ok(None) };
+    let Some(bytes) = &files.tokenizer_json else { return Ok(None) };
     let json = Json::parse(bytes)?;
     let strips = json.added()?.iter().any(|(_, token, _)| json.strips(token, "rstrip"));
-    let name = spec.name.to_lowercase();
-    let told = name.contains("phi-3") || name.contains("phi3");
-    Ok((strips && !told).then(|| format!("{} (phi3)", spec.name)))
+    let called = Regex::new("(?i)(phi)-?3").map_err(|e| Error::Tokenizer(e.to_string()))?;
+    Ok(match (strips, called.is_match(&spec.name)) {
+        (true, false) if spec.arch == Arch::Phi3 => Some(format!("{} (phi3)", spec.name)),
+        // A model that is only called so would lose spaces there.
+        (false, true) => Some(called.replace_all(&spec.name, "$1 3").into_owned()),
+        _ => None,
+    })
 }
 
 /// Whether the post-processor puts `bos` first and `eos` last when a single text is encoded with special tokens.

@@ -62,7 +62,7 @@ impl Folder {
             rope: rope["rope_theta"].as_f64().map(|t| RopeSpec {
                 theta: t as f32,
                 local_theta: None,
-                dims: n("head_dim").unwrap_or(hidden_size / heads),
+                dims: None,
                 scaling: RopeScaling::None,
             }),
             position_offset: 0,

@@ -280,11 +280,8 @@ fn gemma() -> Vec<u8> {
         vocab.insert(token.into(), json!(vocab.len()));
     }
     let added = |id: u32, t: &str, special: bool| json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
-    for token in [
-        added(268, "\u{2581}\u{2581}", false),
-        added(269, "\n\n", false),
-        added(270, "<start_of_turn>", true),
-    ] {
+    for token in [added(268, "\u{2581}\u{2581}", false), added(269, "\n\n", false), added(270, "<start_of_turn>", true)]
+    {
         json["added_tokens"].as_array_mut().unwrap().push(token);
     }
     json["model"]["merges"].as_array_mut().unwrap().insert(0, json!(["\u{2581}", "\u{2581}"]));
@@ -370,6 +367,15 @@ fn the_markers_of_phi3_take_spaces_along_by_the_models_name() {
         prove(&phi3(), &keys, &texts).unwrap();
         keys[at].1 = Value::Str("another".into());
         assert!(matches!(prove(&phi3(), &keys, &texts), Err(proof::ProofError::Difference(_))));
+    }
+    // A tokenizer without the habit must not be under such a name.
+    let mut spec = Tiny::llama().spec;
+    let files = TokenizerFiles { tokenizer_json: Some(sentencepiece()), ..TokenizerFiles::default() };
+    for (name, want) in
+        [("my-Phi3-run", Some("my-Phi 3-run")), ("PHI-3 and phi-3", Some("PHI 3 and phi 3")), ("nano", None)]
+    {
+        spec.name = name.into();
+        assert_eq!(telling_name(&files, &spec).unwrap().as_deref(), want);
     }
 }
 

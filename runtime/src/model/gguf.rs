@@ -279,10 +279,13 @@ impl Keys<'_> {
             return if local.len() == n_layers { Ok((window, local)) } else { Err(wrong(key, local.len())) };
         }
         // Every n-th layer sees all; llama.cpp takes 6 where nothing is said, and 0 for none.
-        Ok((window, match self.number(&key)?.unwrap_or(6) {
-            0 => Vec::new(),
-            n => (0..n_layers).map(|i| i % n < n - 1).collect(),
-        }))
+        Ok((
+            window,
+            match self.number(&key)?.unwrap_or(6) {
+                0 => Vec::new(),
+                n => (0..n_layers).map(|i| i % n < n - 1).collect(),
+            },
+        ))
     }
 
     /// 1/√D, but for what our own key says, and for the largest Gemma 3, which llama.cpp knows by its layers.

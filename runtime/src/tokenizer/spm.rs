@@ -87,7 +87,8 @@ impl Spm {
                     at += s.len();
                     if self.strips.contains(id) {
                         let rest = &text[at..];
-                        at += rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').len();
+                        at += rest.len()
+                            - rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').len();
                     }
                     start = at;
                 }

@@ -27,7 +27,7 @@ impl Tiny {
             rope: Some(RopeSpec {
                 theta: 5e5,
                 local_theta: None,
-                dims: 64,
+                dims: None,
                 scaling: RopeScaling::Llama3 {
                     factor: 8.0,
                     low_freq_factor: 1.0,

@@ -260,8 +260,7 @@ fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: us
         let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
         let to = before + t + 1;
         let from = window.map_or(0, |w| to.saturating_sub(w));
-        let seen =
-            Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
+        let seen = Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
         let q = &q[i * group * d..][..group * d];
         SCRATCH.with_borrow_mut(|(scores, row)| {
             scores.resize(scores.len().max(group * (to - from)), 0.0);

@@ -163,4 +163,3 @@ fn same(t: &TensorInfo, dims: &[usize]) -> Result<()> {
     }
     Ok(())
 }
-
