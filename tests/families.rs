@@ -2,6 +2,8 @@
 //! and what is refused, by name.
 
 use crate::common::{self, Folder, close, data, tensors, tiny::Tiny};
+use edgeft::profile::footprint::Footprint;
+use edgeft_quantize::Mix;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -197,6 +199,25 @@ fn every_family_leaves_as_gguf_and_answers_on_the_cpu_as_it_was_tuned() {
             _ => "run files/q8_0.gguf -p 'the cat' -n 4 --json",
         };
         folder.edgeft(asked).ok();
+    }
+}
+
+/// What a model takes and reads is the same by the plan and by the file; a window that some layers have makes it less.
+#[test]
+fn a_plan_and_the_file_made_by_it_have_the_same_footprint_in_every_family() {
+    for (name, tiny, ..) in families() {
+        let folder = folder(&tiny);
+        folder.edgeft("quantize base --type f32 --out m.gguf").ok();
+        let [plan, file] = ["base", "m.gguf"].map(|model| {
+            let place = folder.at(model).to_string_lossy().into_owned();
+            Footprint::of(&place, Mix::F32).unwrap_or_else(|e| panic!("{name}: {e:#}"))
+        });
+        let sums =
+            |f: &Footprint| (f.weights, f.weights_read(), f.steps, f.cache(50), f.cache_read(50), f.activations(50));
+        assert_eq!(sums(&plan), sums(&file), "{name}");
+        // One of Gemma's two layers looks five tokens back.
+        let seen = if name == "gemma3" { (50 + 5) * plan.cache(1) / 2 } else { plan.cache(50) };
+        assert_eq!(plan.cache_read(50), seen, "{name}");
     }
 }
 

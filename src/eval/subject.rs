@@ -6,7 +6,7 @@ use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
-use edgeft_runtime::model::{Arch, Model, Task as ModelTask};
+use edgeft_runtime::model::{Model, Task as ModelTask};
 use edgeft_runtime::sample::argmax;
 use edgeft_runtime::tokenizer::Tokenizer;
 use std::path::Path;
@@ -158,8 +158,8 @@ impl Subject {
             Self::Candle(s) => s.opened.config.room(),
             Self::Runtime(s) => {
                 let h = s.model.hparams();
-                // GPT-2's positions are rows of a table, as an encoder's are.
-                let positions = if h.causal && h.arch != Arch::Gpt2 { usize::MAX } else { h.n_ctx };
+                // Learned positions are rows of a table: GPT-2's, as an encoder's.
+                let positions = if h.causal && h.rotary_dim > 0 { usize::MAX } else { h.n_ctx };
                 let types = if h.causal || h.n_token_types == 0 { usize::MAX } else { h.n_token_types };
                 Room { vocab: h.n_vocab, positions, types }
             }
@@ -217,7 +217,7 @@ impl Subject {
                 let n = row.keys.min(row.ids.len());
                 // The cache numbers positions itself. A shift of all of them changes nothing where they are rotations.
                 let h = s.model.hparams();
-                let first = if h.causal && h.arch != Arch::Gpt2 { row.positions[0] } else { 0 };
+                let first = if h.causal && h.rotary_dim > 0 { row.positions[0] } else { 0 };
                 if !row.positions[..n].iter().copied().eq(first..first + n as u32) {
                     crate::bad_input!(
                         "row {}: padding before or between its tokens, which only --engine candle takes",

@@ -305,3 +305,85 @@ impl Keys<'_> {
 fn missing(name: &str) -> Error {
     Error::new(Kind::Input, format!("tensor `{name}`"), "is missing")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::GgmlType;
+    use crate::format::gguf::{DEFAULT_ALIGNMENT, VERSION};
+
+    /// Metadata of a small Gemma 3, with keys put over it, and one tensor.
+    fn gemma3(more: &[(&str, Value)]) -> Gguf {
+        let mut keys: Vec<(String, Value)> = vec![("general.architecture".into(), Value::Str("gemma3".into()))];
+        for (key, n) in [
+            ("context_length", 64),
+            ("embedding_length", 64),
+            ("block_count", 7),
+            ("feed_forward_length", 96),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 2),
+            ("attention.sliding_window", 16),
+        ] {
+            keys.push((format!("gemma3.{key}"), Value::U32(n)));
+        }
+        keys.push(("gemma3.attention.layer_norm_rms_epsilon".into(), Value::F32(1e-6)));
+        for (key, value) in more {
+            keys.retain(|(k, _)| k != key);
+            keys.push(((*key).to_owned(), value.clone()));
+        }
+        let name = "token_embd.weight".to_owned();
+        let embedding = TensorInfo { name, ty: GgmlType::F32, dims: vec![64, 40], offset: 0, bytes: 64 * 40 * 4 };
+        let tensors = vec![embedding];
+        Gguf { version: VERSION, alignment: DEFAULT_ALIGNMENT, data_start: 0, metadata: keys, tensors }
+    }
+
+    #[test]
+    fn windows_go_by_layer_as_llama_cpp_has_them() {
+        let local = |more: &[(&str, Value)]| -> String {
+            let (h, ..) = read(&gemma3(more)).unwrap();
+            (0..7).map(|i| if h.window(i).is_some() { 'l' } else { 'g' }).collect()
+        };
+        const PATTERN: &str = "gemma3.attention.sliding_window_pattern";
+        assert_eq!(local(&[]), "lllllgl"); // every sixth where nothing is said
+        assert_eq!(local(&[(PATTERN, Value::U32(3))]), "llgllgl");
+        assert_eq!(local(&[(PATTERN, Value::U32(1))]), "ggggggg");
+        assert_eq!(local(&[(PATTERN, Value::U32(0))]), "lllllll");
+        let flags: Vec<bool> = "gllggll".chars().map(|c| c == 'l').collect();
+        for key in [PATTERN, "edgeft.attention.local_layers"] {
+            assert_eq!(local(&[(key, Value::Array(Array::Bool(flags.clone())))]), "gllggll");
+        }
+        assert_eq!(local(&[("gemma3.attention.sliding_window", Value::U32(0))]), "ggggggg");
+        let (h, ..) = read(&gemma3(&[])).unwrap();
+        assert_eq!((h.seen(100), h.seen(10)), (6 * 16 + 100, 70));
+        assert_eq!((h.local_rope_theta, h.embedding_scale, h.attention_scale), (Some(1e4), 8.0, 0.25));
+    }
+
+    #[test]
+    fn the_largest_gemma3_has_a_scale_of_its_own() {
+        let blocks = ("gemma3.block_count", Value::U32(62));
+        let length = ("gemma3.attention.key_length", Value::U32(4));
+        let scale = |more: &[(&str, Value)]| read(&gemma3(more)).unwrap().0.attention_scale;
+        assert_eq!(scale(&[blocks.clone(), length.clone()]), 0.25); // 64 over 4 heads
+        assert_eq!(scale(&[length.clone()]), 0.5);
+        assert_eq!(scale(&[blocks, length, ("edgeft.attention.scale", Value::F32(0.125))]), 0.125);
+    }
+
+    #[test]
+    fn what_would_be_another_network_is_refused_by_key() {
+        let refuses = |more: &[(&str, Value)], because: &str| {
+            let told = read(&gemma3(more)).unwrap_err().to_string();
+            assert!(told.contains(because), "{told}");
+        };
+        refuses(&[("gemma3.final_logit_softcapping", Value::F32(30.0))], "final_logit_softcapping is 30");
+        refuses(&[("gemma3.rope.dimension_count", Value::U32(8))], "partial rotary embedding");
+        refuses(&[("gemma3.block_count", Value::U32(100_000))], "block_count is 100000; at most 10000");
+        refuses(&[("edgeft.attention.scale", Value::F32(f32::NAN))], "edgeft.attention.scale is NaN");
+        refuses(
+            &[("edgeft.attention.local_layers", Value::Array(Array::Bool(vec![true])))],
+            "local_layers has 1 layers, block_count is 7",
+        );
+        let mut long = gemma3(&[]);
+        long.tensors[0].name = "rope_factors_long.weight".into();
+        assert!(read(&long).unwrap_err().to_string().contains("longrope"));
+    }
+}

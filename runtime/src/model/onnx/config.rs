@@ -90,7 +90,7 @@ impl Config<'_> {
             n_kv_heads,
             head_dim,
             norm_eps: 0.0,
-            rotary_dim: 0,
+            rotary_dim: if causal && self.config["model_type"] != "gpt2" { head_dim } else { 0 },
             rope_theta: 0.0,
             rope_factor: 0.0,
             local_rope_theta: None,
