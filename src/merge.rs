@@ -214,28 +214,21 @@ pub fn can_leave(config: &Config, task: Option<&Task>) -> bool {
 
 /// The network's shape in the words of the quantizer.
 fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<ModelSpec> {
-    let decoder = config.family.is_decoder();
     let arch = match config.family {
         Family::Llama | Family::Mistral => Arch::Llama,
         Family::Qwen2 => Arch::Qwen2,
+        Family::Qwen3 => Arch::Qwen3,
+        Family::Gemma3 => Arch::Gemma3,
+        Family::Phi3 => Arch::Phi3,
+        Family::Gpt2 => Arch::Gpt2,
         Family::Bert => Arch::Bert,
-        other => {
-            crate::bad_input!(
-                "{name}: {} cannot be written as GGUF or ONNX yet; it can be tuned, merged, and run on --engine candle (eval, verify)",
-                other.model_type()
-            )
-        }
+        Family::Roberta => Arch::Roberta,
+        Family::DistilBert => Arch::DistilBert,
     };
-    if config.sliding_window.is_some() && config.local_layers.contains(&false) {
+    let mixed = config.sliding_window.is_some() && config.local_layers.contains(&false);
+    if mixed && arch != Arch::Gemma3 {
         crate::bad_input!("{name}: a window in some layers and none in others cannot be written as GGUF or ONNX yet");
     }
-    let scaling = match config.rope_scaling {
-        RopeScaling::None => SpecScaling::None,
-        RopeScaling::Linear { factor } => SpecScaling::Linear { factor },
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-            SpecScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
-        }
-    };
     let short = Path::new(name).file_name().and_then(|n| n.to_str()).unwrap_or(name);
     Ok(ModelSpec {
         arch,
@@ -249,8 +242,11 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
         n_kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
         norm_eps: config.norm_eps,
-        rope: decoder.then_some(RopeSpec { theta: config.rope_theta, scaling }),
+        rope: if config.family.rotates() { Some(rope(config, name)?) } else { None },
+        position_offset: config.position_offset,
+        attention_scale: (arch == Arch::Gemma3).then(|| 1.0 / config.query_pre_attn_scalar.sqrt()),
         sliding_window: config.sliding_window,
+        local_layers: if mixed { config.local_layers.clone() } else { Vec::new() },
         task: match task {
             Some(Task::Generate) => SpecTask::Generate,
             Some(Task::Classify(labels)) if labels.is_empty() => {
@@ -258,7 +254,7 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
             }
             Some(Task::Classify(labels)) => SpecTask::Classify { labels: labels.clone() },
             Some(Task::Span) => SpecTask::Answer,
-            Some(Task::Embed(_)) if decoder => {
+            Some(Task::Embed(_)) if config.family.is_decoder() => {
                 crate::bad_input!(
                     "{name}: vectors of a decoder cannot be written as GGUF or ONNX yet; they can be merged, and judged on --engine candle"
                 )
@@ -266,5 +262,33 @@ fn spec(config: &Config, task: Option<&Task>, name: &str) -> anyhow::Result<Mode
             Some(Task::Embed(_)) | None => SpecTask::Embed,
         },
         type_vocab_size: config.type_vocab_size,
+    })
+}
+
+/// Rotations.
+///
+/// # Errors
+/// Kinds that GGUF has no keys for: two scalings in one network, or Llama 3's in one that has two bases.
+fn rope(config: &Config, name: &str) -> anyhow::Result<RopeSpec> {
+    let scaling = match config.rope_scaling {
+        RopeScaling::None => SpecScaling::None,
+        RopeScaling::Linear { factor } => SpecScaling::Linear { factor },
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            SpecScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+        }
+    };
+    if let Some((_, local)) = config.local_rope
+        && (local != RopeScaling::None || matches!(scaling, SpecScaling::Llama3 { .. }))
+    {
+        crate::bad_input!(
+            "{name}: rotations that are scaled in layers with a window, or by llama3 beside them, cannot be written as GGUF; \
+             it can be tuned, merged, and run on --engine candle (eval, verify)"
+        );
+    }
+    Ok(RopeSpec {
+        theta: config.rope_theta,
+        local_theta: config.local_rope.map(|(theta, _)| theta),
+        dims: (config.rotary_dim != config.head_dim).then_some(config.rotary_dim),
+        scaling,
     })
 }

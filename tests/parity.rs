@@ -1,6 +1,8 @@
 //! One model on several engines, and on two implementations: the learning half's forward (candle) and the device's CPU kernels
 //! give the logits that transformers gave, within 5e-4, and so do ONNX Runtime, within the same, and the GPU, within 2e-3.
 
+mod kin;
+
 use crate::common::fixtures::{case, typed};
 use crate::common::tensors::{self, Tensors};
 use crate::common::{self, Folder, data, tiny::Tiny};
@@ -119,7 +121,7 @@ impl Pair {
 
 #[test]
 fn decoders_of_other_shapes_agree_at_every_position() {
-    for (name, tiny) in shapes() {
+    for (name, tiny) in shapes().into_iter().chain(kin::shapes()) {
         Pair::new(&tiny, &data::ids(4, 40, 3)).agree(name);
     }
 }
@@ -143,7 +145,7 @@ fn heads_agree() {
 
 #[test]
 fn both_engines_write_the_same_forty_tokens() {
-    for (name, tiny) in shapes() {
+    for (name, tiny) in shapes().into_iter().chain(kin::shapes()) {
         let mut pair = Pair::new(&tiny, &data::ids(1, 12, 5));
         let prompt = pair.rows[0].ids.clone();
         let a = pair.candle.greedy(&prompt, 40, &|_| false).expect("candle");
@@ -155,7 +157,7 @@ fn both_engines_write_the_same_forty_tokens() {
 /// How tokens reach the CPU engine, and how many threads work on them, changes no bit.
 #[test]
 fn the_cpu_engine_gives_the_same_bits_for_any_threads() {
-    for (name, tiny) in shapes() {
+    for (name, tiny) in shapes().into_iter().chain(kin::shapes()) {
         for mix in [Mix::F32, Mix::Q8_0] {
             let folder = Folder::new();
             tiny.write(&folder, "base");

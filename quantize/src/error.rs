@@ -63,6 +63,8 @@ pub enum Error {
     NotOurs(PathBuf),
     #[error("tensor `{name}` would be {ty}, which ONNX's operators cannot express; known: {}", crate::onnx::types())]
     OnnxType { name: String, ty: GgmlType },
+    #[error("{model_type} cannot be written in ONNX Runtime's own operators yet; write portable operators")]
+    OnnxFamily { model_type: &'static str },
     #[error("cannot write `{}`", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("cannot write")]

@@ -13,7 +13,7 @@ pub use header::header;
 use crate::{
     error::{Error, Result},
     metadata,
-    names::{Placed, interleave_heads},
+    names::Placed,
     plan::{Origin, Plan, Planned},
     report::Report,
     source::TensorSource,
@@ -83,6 +83,11 @@ pub fn metadata(
         }
         keys.push(((*key).to_string(), Value::Array(Array::F32(x))));
     }
+    if let Some(name) = tokenizer::telling_name(tokenizer, spec)?
+        && let Some((_, value)) = keys.iter_mut().find(|(key, _)| key == "general.name")
+    {
+        *value = Value::Str(name);
+    }
     keys.extend(tokenizer::keys(tokenizer, spec)?);
     metadata::extend(&mut keys, extra)?;
     Ok(keys)
@@ -97,19 +102,8 @@ fn padding(n: u64) -> u64 {
 fn values<'a>(source: &dyn TensorSource, t: &'a Planned) -> Result<Cow<'a, [f32]>> {
     match &t.origin {
         Origin::RopeDivisors(x) => Ok(Cow::Borrowed(x)),
-        Origin::Source(placed) => {
-            let x = read(source, placed)?;
-            Ok(Cow::Owned(match placed.heads {
-                Some(heads) => interleave_heads(&x, heads, width(placed)),
-                None => x,
-            }))
-        }
+        Origin::Source(placed) => Ok(Cow::Owned(placed.change.apply(read(source, placed)?, &placed.shape))),
     }
-}
-
-/// Values beside each other in a row: 1 for a bias, whose rows are its elements.
-fn width(placed: &Placed) -> usize {
-    placed.shape[1..].iter().product()
 }
 
 /// A tensor's values in the order of the source.
@@ -124,20 +118,9 @@ pub(crate) fn read(source: &dyn TensorSource, placed: &Placed) -> Result<Vec<f32
 
 /// An encoding error in the source's terms: its name, and its row where rows were reordered.
 fn place(t: &Planned, e: encode::Failed) -> Error {
-    let (row, column) = (e.at / t.cols(), e.at % t.cols());
-    let (name, row, column) = match &t.origin {
-        Origin::RopeDivisors(_) => (t.name.clone(), row, column),
-        Origin::Source(p) => match p.heads {
-            None => (p.source.clone(), row, column),
-            Some(heads) => {
-                let width = width(p);
-                let (row, column) = (e.at / width, e.at % width);
-                let d = p.shape[0] / heads;
-                let from = row / d * d + row % d % 2 * (d / 2) + row % d / 2;
-                let bias = p.shape.len() == 1;
-                (p.source.clone(), if bias { 0 } else { from }, if bias { from } else { column })
-            }
-        },
+    let (name, (row, column)) = match &t.origin {
+        Origin::RopeDivisors(_) => (t.name.clone(), (e.at / t.cols(), e.at % t.cols())),
+        Origin::Source(p) => (p.source.clone(), p.change.source_of(e.at, &p.shape)),
     };
     Error::Weight { name, row, column, cause: e.cause }
 }

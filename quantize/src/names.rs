@@ -1,12 +1,17 @@
-//! Hugging Face name -> GGUF name, and the q/k row order GGUF Llama files expect.
+//! Hugging Face name -> GGUF name, and what changes on the way ([`Change`]): order, direction, offsets.
 //!
 //! The table is built from the spec, so it works in both directions: a tensor that no line names is an error, and so is a
 //! line without its tensor. Names that differ only in an optional prefix (`model.`, `bert.`) or in TensorFlow's old
 //! `gamma`/`beta` are the same line.
 
+mod change;
+mod tables;
+
+pub use change::{Change, interleave_heads};
+
 use crate::{
     error::{Error, Result},
-    source::{Arch, ModelSpec, Task},
+    source::{Arch, ModelSpec},
 };
 use std::collections::HashMap;
 
@@ -19,8 +24,8 @@ pub struct Placed {
     pub shape: Vec<usize>,
     /// Where it goes.
     pub to: Destination,
-    /// Heads whose rows turn from half-apart pairs to adjacent pairs ([`interleave_heads`]); none when order is kept.
-    pub heads: Option<usize>,
+    /// What happens to its values.
+    pub change: Change,
 }
 
 /// Where a tensor goes.
@@ -40,7 +45,7 @@ struct Line {
     source: String,
     shape: Vec<usize>,
     to: Destination,
-    heads: Option<usize>,
+    change: Change,
     required: bool,
 }
 
@@ -50,17 +55,14 @@ struct Line {
 /// By name: a tensor that no rule knows, one that is missing, two that are the same, one whose shape is not the config's.
 pub fn place(spec: &ModelSpec, tensors: &[(String, Vec<usize>)]) -> Result<(Vec<Placed>, Vec<Skipped>)> {
     let (arch, task) = (spec.arch.name(), spec.task.name());
-    let lines = match spec.arch {
-        Arch::Llama | Arch::Qwen2 => decoder(spec),
-        Arch::Bert => bert(spec),
-    };
+    let lines = tables::of(spec);
     let index: HashMap<&str, usize> = lines.iter().enumerate().map(|(i, l)| (l.source.as_str(), i)).collect();
     let mut found: Vec<Option<Placed>> = vec![None; lines.len()];
     let mut skipped = Vec::new();
     for (name, shape) in tensors {
         let canonical = canonical(spec.arch, name);
         let Some(&i) = index.get(canonical.as_str()) else {
-            match unused(&canonical) {
+            match unused(spec, &canonical) {
                 Some(why) => skipped.push((name.clone(), why)),
                 None => return Err(Error::UnknownTensor { name: name.clone(), arch, task }),
             }
@@ -70,7 +72,7 @@ pub fn place(spec: &ModelSpec, tensors: &[(String, Vec<usize>)]) -> Result<(Vec<
         if *shape != line.shape {
             return Err(Error::Shape { name: name.clone(), found: shape.clone(), expected: line.shape.clone() });
         }
-        let placed = Placed { source: name.clone(), shape: shape.clone(), to: line.to.clone(), heads: line.heads };
+        let placed = Placed { source: name.clone(), shape: shape.clone(), to: line.to.clone(), change: line.change };
         if let Some(first) = found[i].replace(placed) {
             let gguf = match &line.to {
                 Destination::Tensor(name) => name.clone(),
@@ -90,150 +92,41 @@ pub fn place(spec: &ModelSpec, tensors: &[(String, Vec<usize>)]) -> Result<(Vec<
 
 /// The name without what checkpoints vary.
 fn canonical(arch: Arch, name: &str) -> String {
-    match arch {
-        Arch::Llama | Arch::Qwen2 => name.strip_prefix("model.").unwrap_or(name).to_string(),
-        Arch::Bert => {
-            let name = name.strip_prefix("bert.").unwrap_or(name);
-            let norm = |old: &str, new: &str| Some(format!("{}.LayerNorm.{new}", name.strip_suffix(old)?));
-            norm(".LayerNorm.gamma", "weight")
-                .or_else(|| norm(".LayerNorm.beta", "bias"))
-                .unwrap_or_else(|| name.to_string())
-        }
+    let name = name.strip_prefix(arch.prefix()).unwrap_or(name);
+    if !arch.is_encoder() {
+        return name.to_string();
     }
+    let norm = |old: &str, new: &str| Some(format!("{}.LayerNorm.{new}", name.strip_suffix(old)?));
+    norm(".LayerNorm.gamma", "weight").or_else(|| norm(".LayerNorm.beta", "bias")).unwrap_or_else(|| name.to_string())
 }
 
 /// Why a tensor without a line may be left out; `None` when it may not.
-fn unused(canonical: &str) -> Option<&'static str> {
+fn unused(spec: &ModelSpec, canonical: &str) -> Option<&'static str> {
+    const HEAD: &str = "a pre-training head: no task here uses it";
     if canonical.ends_with("rotary_emb.inv_freq") {
-        Some("a buffer: the runtime computes the rotary frequencies")
-    } else if matches!(canonical, "embeddings.position_ids" | "embeddings.token_type_ids") {
-        Some("a buffer: 0, 1, 2, ...")
-    } else if canonical.starts_with("cls.predictions.") || canonical.starts_with("cls.seq_relationship.") {
-        Some("a pre-training head: no task here uses it")
-    } else {
-        None
+        return Some("a buffer: the runtime computes the rotary frequencies");
     }
-}
-
-struct Table(Vec<Line>);
-
-impl Table {
-    fn add(&mut self, required: bool, source: String, to: String, shape: &[usize]) -> &mut Line {
-        self.0.push(Line { source, shape: shape.to_vec(), to: Destination::Tensor(to), heads: None, required });
-        self.0.last_mut().expect("just pushed")
+    if matches!(canonical, "embeddings.position_ids" | "embeddings.token_type_ids") {
+        return Some("a buffer: 0, 1, 2, ...");
     }
-    fn key(&mut self, source: &str, key: &'static str, shape: &[usize]) {
-        self.add(true, source.into(), String::new(), shape).to = Destination::Key(key);
+    if canonical.starts_with("cls.predictions.") || canonical.starts_with("cls.seq_relationship.") {
+        return Some(HEAD);
     }
-}
-
-/// Llama and Qwen2. C = hidden, H and K = query and key heads, D = head width, F = feed-forward width, V = vocabulary.
-fn decoder(spec: &ModelSpec) -> Vec<Line> {
-    let (c, f, v, d) = (spec.hidden_size, spec.intermediate_size, spec.vocab_size, spec.head_dim);
-    let (q, kv) = (spec.n_heads * d, spec.n_kv_heads * d);
-    let mut t = Table(Vec::new());
-    t.add(true, "embed_tokens.weight".into(), "token_embd.weight".into(), &[v, c]);
-    t.add(true, "norm.weight".into(), "output_norm.weight".into(), &[c]);
-    match &spec.task {
-        Task::Classify { labels } => t.key("score.weight", "edgeft.head.score.weight", &[labels.len(), c]),
-        Task::Generate | Task::Answer | Task::Embed => {
-            t.add(false, "lm_head.weight".into(), "output.weight".into(), &[v, c]);
+    match spec.arch {
+        Arch::Gpt2 if canonical.ends_with(".attn.bias") || canonical.ends_with(".attn.masked_bias") => {
+            Some("a buffer: the causal mask")
         }
+        Arch::Roberta if canonical.starts_with("lm_head.") => Some(HEAD),
+        Arch::Roberta if canonical.starts_with("pooler.") => Some("its classifier has a layer in the pooler's place"),
+        Arch::DistilBert if canonical.starts_with("vocab_") => Some(HEAD),
+        _ => None,
     }
-    for i in 0..spec.n_layers {
-        for (hf, gguf) in [("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")] {
-            t.add(true, format!("layers.{i}.{hf}.weight"), format!("blk.{i}.{gguf}.weight"), &[c]);
-        }
-        for (hf, gguf, out, input, heads) in [
-            ("self_attn.q_proj", "attn_q", q, c, Some(spec.n_heads)),
-            ("self_attn.k_proj", "attn_k", kv, c, Some(spec.n_kv_heads)),
-            ("self_attn.v_proj", "attn_v", kv, c, None),
-            ("self_attn.o_proj", "attn_output", c, q, None),
-            ("mlp.gate_proj", "ffn_gate", f, c, None),
-            ("mlp.up_proj", "ffn_up", f, c, None),
-            ("mlp.down_proj", "ffn_down", c, f, None),
-        ] {
-            // llama.cpp rotates adjacent pairs in Llama files, and pairs half a head apart in Qwen2 files, as here.
-            let heads = heads.filter(|_| spec.arch == Arch::Llama);
-            let bias = spec.arch == Arch::Qwen2 && matches!(gguf, "attn_q" | "attn_k" | "attn_v");
-            let (hf, gguf) = (format!("layers.{i}.{hf}"), format!("blk.{i}.{gguf}"));
-            t.add(true, format!("{hf}.weight"), format!("{gguf}.weight"), &[out, input]).heads = heads;
-            t.add(bias, format!("{hf}.bias"), format!("{gguf}.bias"), &[out]).heads = heads;
-        }
-    }
-    t.0
-}
-
-fn bert(spec: &ModelSpec) -> Vec<Line> {
-    let (c, f) = (spec.hidden_size, spec.intermediate_size);
-    let mut t = Table(Vec::new());
-    for (hf, gguf, rows) in [
-        ("word_embeddings", "token_embd", spec.vocab_size),
-        ("position_embeddings", "position_embd", spec.n_ctx),
-        ("token_type_embeddings", "token_types", spec.type_vocab_size),
-    ] {
-        t.add(true, format!("embeddings.{hf}.weight"), format!("{gguf}.weight"), &[rows, c]);
-    }
-    let mut layer = |hf: String, gguf: String, out: usize, input: Option<usize>, required: bool| {
-        let weight = [out, input.unwrap_or(0)];
-        let weight = if input.is_some() { &weight[..] } else { &weight[..1] };
-        t.add(required, format!("{hf}.weight"), format!("{gguf}.weight"), weight);
-        t.add(required, format!("{hf}.bias"), format!("{gguf}.bias"), &[out]);
-    };
-    layer("embeddings.LayerNorm".into(), "token_embd_norm".into(), c, None, true);
-    for i in 0..spec.n_layers {
-        for (hf, gguf, out, input) in [
-            ("attention.self.query", "attn_q", c, Some(c)),
-            ("attention.self.key", "attn_k", c, Some(c)),
-            ("attention.self.value", "attn_v", c, Some(c)),
-            ("attention.output.dense", "attn_output", c, Some(c)),
-            ("attention.output.LayerNorm", "attn_output_norm", c, None),
-            ("intermediate.dense", "ffn_up", f, Some(c)),
-            ("output.dense", "ffn_down", c, Some(f)),
-            ("output.LayerNorm", "layer_output_norm", c, None),
-        ] {
-            layer(format!("encoder.layer.{i}.{hf}"), format!("blk.{i}.{gguf}"), out, input, true);
-        }
-    }
-    let classify = matches!(spec.task, Task::Classify { .. });
-    layer("pooler.dense".into(), "cls".into(), c, Some(c), classify);
-    if let Task::Classify { labels } = &spec.task {
-        layer("classifier".into(), "cls.output".into(), labels.len(), Some(c), true);
-    }
-    if spec.task == Task::Answer {
-        t.key("qa_outputs.weight", "edgeft.head.qa_outputs.weight", &[2, c]);
-        t.key("qa_outputs.bias", "edgeft.head.qa_outputs.bias", &[2]);
-    }
-    t.0
-}
-
-/// Turns the rows of each head from Hugging Face's pairs `(j, j + D/2)` to adjacent pairs `(2j, 2j + 1)`:
-/// row `2j + s` of a head comes from row `s D/2 + j`. `x` is `(n_heads * D, width)`, or a bias with width 1.
-///
-/// # Panics
-/// When `x` is not `n_heads` heads of an even number of rows of `width`.
-pub fn interleave_heads(x: &[f32], n_heads: usize, width: usize) -> Vec<f32> {
-    let rows = x.len() / width;
-    let d = rows / n_heads;
-    assert!(
-        x.len() == n_heads * d * width && d.is_multiple_of(2),
-        "{} values, {n_heads} heads, width {width}",
-        x.len()
-    );
-    let mut out = Vec::with_capacity(x.len());
-    for head in x.chunks_exact(d * width) {
-        for row in 0..d {
-            let from = row % 2 * (d / 2) + row / 2;
-            out.extend_from_slice(&head[from * width..(from + 1) * width]);
-        }
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::{TensorSource, tests::Tiny};
+    use crate::source::{Task, TensorSource, tests::Tiny};
 
     fn names(tiny: &Tiny) -> Result<Vec<(String, String)>> {
         let (placed, _) = place(&tiny.spec, &tiny.tensors())?;
@@ -266,7 +159,8 @@ mod tests {
         let heads = |arch| -> Vec<(String, usize)> {
             let tiny = Tiny::decoder(arch, 64, 96, 1);
             let (placed, _) = place(&tiny.spec, &tiny.tensors()).unwrap();
-            placed.into_iter().filter_map(|p| Some((p.source, p.heads?))).collect()
+            let heads = |change| if let Change::Interleave(heads) = change { Some(heads) } else { None };
+            placed.into_iter().filter_map(|p| Some((p.source, heads(p.change)?))).collect()
         };
         assert_eq!(heads(Arch::Qwen2), []);
         let want = [("model.layers.0.self_attn.q_proj.weight", 4), ("model.layers.0.self_attn.k_proj.weight", 2)];
@@ -304,6 +198,84 @@ mod tests {
         qa.put("qa_outputs.weight", &[2, 64]);
         qa.put("qa_outputs.bias", &[2]);
         assert!(names(&qa).unwrap().contains(&("qa_outputs.bias".into(), "edgeft.head.qa_outputs.bias".into())));
+    }
+
+    #[test]
+    fn the_other_families_names_and_what_changes_on_the_way() {
+        let line = |tiny: &Tiny, hf: &str| {
+            let (placed, _) = place(&tiny.spec, &tiny.tensors()).unwrap();
+            let p = placed.into_iter().find(|p| p.source == hf).unwrap_or_else(|| panic!("{hf}"));
+            let Destination::Tensor(name) = p.to else { panic!("{hf}") };
+            (name, p.change)
+        };
+        let gemma = Tiny::gemma3();
+        for (hf, gguf) in [
+            ("model.norm", "output_norm"),
+            ("model.layers.0.post_attention_layernorm", "blk.0.post_attention_norm"),
+            ("model.layers.1.pre_feedforward_layernorm", "blk.1.ffn_norm"),
+            ("model.layers.1.post_feedforward_layernorm", "blk.1.post_ffw_norm"),
+            ("model.layers.1.self_attn.k_norm", "blk.1.attn_k_norm"),
+        ] {
+            assert_eq!(line(&gemma, &format!("{hf}.weight")), (format!("{gguf}.weight"), Change::PlusOne));
+        }
+        assert_eq!(line(&gemma, "model.layers.0.self_attn.q_proj.weight").1, Change::None);
+        let phi = Tiny::phi3();
+        assert_eq!(line(&phi, "model.layers.1.self_attn.qkv_proj.weight").0, "blk.1.attn_qkv.weight");
+        assert_eq!(line(&phi, "model.layers.1.mlp.gate_up_proj.weight").0, "blk.1.ffn_up.weight");
+        let gpt = Tiny::gpt2();
+        for (hf, gguf) in [("attn.c_attn", "attn_qkv"), ("mlp.c_fc", "ffn_up"), ("mlp.c_proj", "ffn_down")] {
+            let hf = format!("transformer.h.0.{hf}.weight");
+            assert_eq!(line(&gpt, &hf), (format!("blk.0.{gguf}.weight"), Change::Turn));
+        }
+        assert_eq!(line(&gpt, "transformer.wpe.weight").0, "position_embd.weight");
+        assert_eq!(line(&gpt, "transformer.h.1.ln_2.bias").0, "blk.1.ffn_norm.bias");
+    }
+
+    #[test]
+    fn roberta_and_distilbert_are_bert_with_other_names() {
+        let renamed = |arch: Arch, names: &[(&str, &str)]| {
+            let mut tiny = Tiny::bert();
+            tiny.spec.arch = arch;
+            tiny.tensors = std::mem::take(&mut tiny.tensors)
+                .into_iter()
+                .map(|(n, t)| (names.iter().fold(n, |n, (from, to)| n.replace(from, to)), t))
+                .collect();
+            tiny
+        };
+        let mut roberta = renamed(
+            Arch::Roberta,
+            &[("classifier", "classifier.out_proj"), ("bert.pooler.dense", "classifier.dense"), ("bert.", "roberta.")],
+        );
+        roberta.spec.position_offset = 2;
+        roberta.put("roberta.embeddings.position_embeddings.weight", &[130, 64]);
+        let (placed, _) = place(&roberta.spec, &roberta.tensors()).unwrap();
+        let of = |hf: &str| placed.iter().find(|p| p.source == hf).map(|p| (&p.to, p.change));
+        let tensor = |name: &str| Destination::Tensor(name.into());
+        assert_eq!(
+            of("roberta.embeddings.position_embeddings.weight"),
+            Some((&tensor("position_embd.weight"), Change::Skip(2)))
+        );
+        assert_eq!(of("classifier.dense.bias"), Some((&tensor("cls.bias"), Change::None)));
+        assert_eq!(of("classifier.out_proj.weight"), Some((&tensor("cls.output.weight"), Change::None)));
+        let distilbert = [
+            ("bert.pooler.dense", "pre_classifier"),
+            ("bert.encoder.layer", "distilbert.transformer.layer"),
+            ("bert.embeddings", "distilbert.embeddings"),
+            ("attention.self.query", "attention.q_lin"),
+            ("attention.self.key", "attention.k_lin"),
+            ("attention.self.value", "attention.v_lin"),
+            ("attention.output.dense", "attention.out_lin"),
+            ("attention.output.LayerNorm", "sa_layer_norm"),
+            ("intermediate.dense", "ffn.lin1"),
+            ("0.output.dense", "0.ffn.lin2"),
+            ("0.output.LayerNorm", "0.output_layer_norm"),
+        ];
+        let mut distilbert = renamed(Arch::DistilBert, &distilbert);
+        distilbert.spec.type_vocab_size = 0;
+        distilbert.tensors.remove("distilbert.embeddings.token_type_embeddings.weight");
+        let (placed, _) = place(&distilbert.spec, &distilbert.tensors()).unwrap();
+        let keys = placed.iter().filter(|p| matches!(p.to, Destination::Key(_))).count();
+        assert_eq!((placed.len(), keys), (1 + 1 + 2 + 16 + 4, 4));
     }
 
     #[track_caller]
@@ -347,14 +319,5 @@ mod tests {
         let (_, skipped) = place(&tiny.spec, &tiny.tensors()).unwrap();
         assert_eq!(skipped.len(), 1);
         assert_eq!(skipped[0].0, "model.layers.0.self_attn.rotary_emb.inv_freq");
-    }
-
-    #[test]
-    fn rows_of_a_head_interleave() {
-        // Two heads of four rows, width 2: rows 0 1 2 3 become 0 2 1 3 in each.
-        let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
-        let want = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15].map(|i| i as f32);
-        assert_eq!(interleave_heads(&x, 2, 2), want);
-        assert_eq!(interleave_heads(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 1, 1), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     }
 }

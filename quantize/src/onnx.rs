@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | decoder | `input_ids` (B, S), `attention_mask` (B, T), `position_ids` (B, S), `past_key_values.{i}.key`, `.value` (B, K, P, D) | `logits` (B, S, V), `present.{i}.key`, `.value` (B, K, T, D) |
 //! | decoder that classifies | `input_ids`, `attention_mask`, `position_ids` (B, S) | `logits` (B, labels) |
-//! | encoder | `input_ids`, `attention_mask`, `token_type_ids` (B, S) | `logits` (B, labels); `start_logits`, `end_logits` (B, S); or `last_hidden_state` (B, S, C) |
+//! | encoder | `input_ids`, `attention_mask`, `token_type_ids` (B, S), the last where the model has types | `logits` (B, labels); `start_logits`, `end_logits` (B, S); or `last_hidden_state` (B, S, C) |
 //!
 //! Ids, masks and positions are INT64, the rest is f32. Padding may stand before or behind the tokens of a decoder, as its
 //! positions are told; behind those of an encoder.
@@ -97,7 +97,7 @@ pub fn write_onnx(
 ) -> Result<(Vec<u8>, Report)> {
     let spec = source.spec();
     let fused = operators == Operators::Ort
-        && spec.arch != Arch::Bert
+        && !spec.arch.is_encoder()
         && !matches!(spec.task, crate::source::Task::Classify { .. });
     // What is refused is refused before a weight is read.
     let mut metadata_props = properties(source, plan, extra)?;
@@ -107,9 +107,9 @@ pub fn write_onnx(
     let weights = Weights::new(source, plan, operators, data, progress)?;
     let mut net = Net { spec, graph: Graph::new(weights.opset()), weights };
     match spec.arch {
-        Arch::Llama | Arch::Qwen2 if fused => fused::build(&mut net)?,
-        Arch::Llama | Arch::Qwen2 => llama::build(&mut net)?,
-        Arch::Bert => bert::build(&mut net)?,
+        Arch::Bert | Arch::Roberta | Arch::DistilBert => bert::build(&mut net)?,
+        _ if fused => fused::build(&mut net)?,
+        _ => llama::build(&mut net)?,
     }
     let Net { graph, weights, .. } = net;
     let (payload, tensors) = (weights.payload, weights.reports.clone());
@@ -176,8 +176,12 @@ fn text(key: &str, value: &Value) -> Result<String> {
         Value::F64(v) => format!("{v:?}"),
         Value::Bool(v) => v.to_string(),
         Value::Array(Array::Str(v)) => serde_json::json!(v).to_string(),
+        Value::Array(Array::Bool(v)) => serde_json::json!(v).to_string(),
         Value::Array(_) => {
-            return Err(Error::Metadata { key: key.into(), problem: "only lists of strings go into ONNX".into() });
+            return Err(Error::Metadata {
+                key: key.into(),
+                problem: "only lists of strings and flags go into ONNX".into(),
+            });
         }
     })
 }

@@ -14,7 +14,7 @@ use crate::{
     codec::WRITTEN,
     error::{Error, Result},
     names::{Destination, Placed, Skipped, place},
-    source::{Arch, ModelSpec, RopeScaling, TensorSource},
+    source::{ModelSpec, RopeScaling, TensorSource},
 };
 use edgeft_runtime::format::{GgmlType, gguf::MAX_NAME};
 use std::collections::BTreeMap;
@@ -133,7 +133,7 @@ pub fn plan(source: &dyn TensorSource, mix: Mix, options: &PlanOptions) -> Resul
     for p in placed {
         match p.to.clone() {
             Destination::Key(key) => keys.push((key, p)),
-            Destination::Tensor(name) => tensors.push((name, p.shape.clone(), Origin::Source(p))),
+            Destination::Tensor(name) => tensors.push((name, p.change.shape(&p.shape), Origin::Source(p))),
         }
     }
     if let Some(divisors) = rope_divisors(spec) {
@@ -230,7 +230,7 @@ fn rope_divisors(spec: &ModelSpec) -> Option<Vec<f32>> {
     };
     let (factor, low, high) = (f64::from(factor), f64::from(low_freq_factor), f64::from(high_freq_factor));
     let original = original_max_position_embeddings as f64;
-    let d = spec.head_dim;
+    let d = spec.rotary_dim();
     let divisor = |i: usize| {
         let wavelength = std::f64::consts::TAU * f64::from(rope.theta).powf(2.0 * i as f64 / d as f64);
         if wavelength < original / high {
@@ -265,11 +265,20 @@ fn check(spec: &ModelSpec) -> Result<()> {
     if !spec.n_heads.is_multiple_of(spec.n_kv_heads) {
         return fail("n_kv_heads", spec.n_kv_heads.to_string(), "it must divide n_heads");
     }
-    if spec.rope.is_some() == (spec.arch == Arch::Bert) {
-        return fail("rope", format!("{:?}", spec.rope), "decoders have rotary positions and BERT has none");
+    if spec.rope.is_some() != spec.arch.rotates() {
+        let need = "the families of Llama have rotary positions, and GPT-2 and the encoders have none";
+        return fail("rope", format!("{:?}", spec.rope), need);
     }
-    if spec.rope.is_some() && !spec.head_dim.is_multiple_of(2) {
-        return fail("head_dim", spec.head_dim.to_string(), "rotary positions need pairs");
+    let rotated = spec.rotary_dim();
+    if !rotated.is_multiple_of(2) {
+        let field = if rotated == spec.head_dim { "head_dim" } else { "rope.dims" };
+        return fail(field, rotated.to_string(), "rotary positions need pairs");
+    }
+    if rotated > spec.head_dim || spec.rope.is_some_and(|r| r.dims == Some(0)) {
+        return fail("rope.dims", rotated.to_string(), "it must be between 2 and head_dim");
+    }
+    if !(spec.local_layers.is_empty() || spec.local_layers.len() == spec.n_layers) {
+        return fail("local_layers", format!("{} long", spec.local_layers.len()), "there must be one for each layer");
     }
     if spec.norm_eps <= 0.0 || !spec.norm_eps.is_finite() {
         return fail("norm_eps", spec.norm_eps.to_string(), "it must be positive");

@@ -41,14 +41,37 @@ pub struct ModelSpec {
     pub head_dim: usize,
     /// Epsilon of the (RMS or layer) norms.
     pub norm_eps: f32,
-    /// Rotary positions; none in BERT.
+    /// Rotary positions; none where positions are learned.
     pub rope: Option<RopeSpec>,
+    /// Rows of the source's position table before that of the first position: RoBERTa's; 0 elsewhere.
+    pub position_offset: usize,
+    /// What scores are multiplied by, where that is not 1/√D: Gemma's.
+    pub attention_scale: Option<f32>,
     /// Tokens a position may look back, itself included.
     pub sliding_window: Option<usize>,
+    /// By layer: whether the window holds there. Empty where it holds in all.
+    pub local_layers: Vec<bool>,
     /// What the model is for.
     pub task: Task,
     /// Rows of BERT's token type embedding; 0 elsewhere.
     pub type_vocab_size: usize,
+}
+
+impl ModelSpec {
+    /// Whether a layer is local: it has the window, if there is one, and the rotations of local layers.
+    pub fn is_local(&self, layer: usize) -> bool {
+        self.sliding_window.is_some() && self.local_layers.get(layer).copied().unwrap_or(true)
+    }
+
+    /// Dimensions of a head that are rotated; 0 where positions are learned.
+    pub fn rotary_dim(&self) -> usize {
+        self.rope.map_or(0, |r| r.dims.unwrap_or(self.head_dim))
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    }
 }
 
 /// Model family, by the layout of its blocks.
@@ -58,8 +81,20 @@ pub enum Arch {
     Llama,
     /// Qwen2 and Qwen2.5: Llama with biases on q, k and v, and rotary pairs half a head apart.
     Qwen2,
+    /// Qwen3: norms of each head's query and key.
+    Qwen3,
+    /// Gemma 3, text: norms before and behind each half of a block, windows in some layers.
+    Gemma3,
+    /// Phi-3: q, k and v in one matrix, gate and up in another.
+    Phi3,
+    /// GPT-2: learned positions, layer norms, biases everywhere.
+    Gpt2,
     /// BERT encoders.
     Bert,
+    /// RoBERTa: BERT whose positions count from behind the padding's row.
+    Roberta,
+    /// DistilBERT: BERT without token types.
+    DistilBert,
 }
 
 impl Arch {
@@ -68,7 +103,42 @@ impl Arch {
         match self {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
-            Self::Bert => "bert",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3",
+            Self::Phi3 => "phi3",
+            Self::Gpt2 => "gpt2",
+            Self::Bert | Self::Roberta | Self::DistilBert => "bert",
+        }
+    }
+
+    /// As `config.json` names the family.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Gemma3 => "gemma3_text",
+            Self::Roberta => "roberta",
+            Self::DistilBert => "distilbert",
+            other => other.name(),
+        }
+    }
+
+    /// Whether it reads in both directions.
+    pub fn is_encoder(self) -> bool {
+        matches!(self, Self::Bert | Self::Roberta | Self::DistilBert)
+    }
+
+    /// Whether positions are rotations of queries and keys, not rows of a table.
+    pub fn rotates(self) -> bool {
+        !self.is_encoder() && self != Self::Gpt2
+    }
+
+    /// What a checkpoint may put before the names of the trunk's tensors.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "transformer.",
+            Self::Bert => "bert.",
+            Self::Roberta => "roberta.",
+            Self::DistilBert => "distilbert.",
+            _ => "model.",
         }
     }
 }
@@ -78,6 +148,10 @@ impl Arch {
 pub struct RopeSpec {
     /// Base wavelength.
     pub theta: f32,
+    /// The same in layers with a window, where it is another: Gemma 3's.
+    pub local_theta: Option<f32>,
+    /// Dimensions of a head that are rotated, from its first on, where those are not all.
+    pub dims: Option<usize>,
     /// How positions beyond the trained context are squeezed.
     pub scaling: RopeScaling,
 }
@@ -182,8 +256,11 @@ pub(crate) mod tests {
                 n_kv_heads,
                 head_dim,
                 norm_eps: 1e-6,
-                rope: Some(RopeSpec { theta: 10_000.0, scaling: RopeScaling::None }),
+                rope: Some(RopeSpec { theta: 10_000.0, local_theta: None, dims: None, scaling: RopeScaling::None }),
+                position_offset: 0,
+                attention_scale: None,
                 sliding_window: None,
+                local_layers: Vec::new(),
                 task: Task::Generate,
                 type_vocab_size: 0,
             };
@@ -206,6 +283,70 @@ pub(crate) mod tests {
                     put("self_attn.q_proj.bias", &[hidden]);
                     put("self_attn.k_proj.bias", &[hidden / 2]);
                     put("self_attn.v_proj.bias", &[hidden / 2]);
+                }
+            }
+            tiny
+        }
+
+        /// Two layers of Gemma 3, the second without a window, heads of 20.
+        pub(crate) fn gemma3() -> Self {
+            let mut tiny = Self::decoder(Arch::Gemma3, 64, 96, 2);
+            tiny.spec.head_dim = 20;
+            tiny.spec.attention_scale = Some(30f32.sqrt().recip());
+            tiny.spec.sliding_window = Some(8);
+            tiny.spec.local_layers = vec![true, false];
+            tiny.spec.rope =
+                Some(RopeSpec { theta: 1e6, local_theta: Some(1e4), dims: None, scaling: RopeScaling::None });
+            tiny.tensors.retain(|name, _| !name.contains("self_attn") && name != "lm_head.weight");
+            for i in 0..2 {
+                let mut put = |n: &str, s: &[usize]| tiny.put(&format!("model.layers.{i}.{n}"), s);
+                put("pre_feedforward_layernorm.weight", &[64]);
+                put("post_feedforward_layernorm.weight", &[64]);
+                put("self_attn.q_norm.weight", &[20]);
+                put("self_attn.k_norm.weight", &[20]);
+                put("self_attn.q_proj.weight", &[80, 64]);
+                put("self_attn.k_proj.weight", &[40, 64]);
+                put("self_attn.v_proj.weight", &[40, 64]);
+                put("self_attn.o_proj.weight", &[64, 80]);
+            }
+            tiny
+        }
+
+        /// Phi-3: the matrices of Llama, those that read the same input joined.
+        pub(crate) fn phi3() -> Self {
+            let mut tiny = Self::decoder(Arch::Phi3, 64, 96, 2);
+            tiny.tensors.retain(|name, _| !name.contains("_proj"));
+            for i in 0..2 {
+                let mut put = |n: &str, s: &[usize]| tiny.put(&format!("model.layers.{i}.{n}"), s);
+                put("self_attn.qkv_proj.weight", &[128, 64]);
+                put("self_attn.o_proj.weight", &[64, 64]);
+                put("mlp.gate_up_proj.weight", &[192, 64]);
+                put("mlp.down_proj.weight", &[64, 96]);
+            }
+            tiny
+        }
+
+        /// GPT-2 of two layers.
+        pub(crate) fn gpt2() -> Self {
+            let mut tiny = Self::decoder(Arch::Gpt2, 64, 96, 2);
+            tiny.spec.n_kv_heads = 4;
+            tiny.spec.rope = None;
+            tiny.tensors.clear();
+            tiny.put("transformer.wte.weight", &[40, 64]);
+            tiny.put("transformer.wpe.weight", &[128, 64]);
+            tiny.put("transformer.ln_f.weight", &[64]);
+            tiny.put("transformer.ln_f.bias", &[64]);
+            for i in 0..2 {
+                let mut put = |n: &str, s: &[usize]| tiny.put(&format!("transformer.h.{i}.{n}"), s);
+                for norm in ["ln_1", "ln_2"] {
+                    put(&format!("{norm}.weight"), &[64]);
+                    put(&format!("{norm}.bias"), &[64]);
+                }
+                for (n, input, out) in
+                    [("attn.c_attn", 64, 192), ("attn.c_proj", 64, 64), ("mlp.c_fc", 64, 96), ("mlp.c_proj", 96, 64)]
+                {
+                    put(&format!("{n}.weight"), &[input, out]);
+                    put(&format!("{n}.bias"), &[out]);
                 }
             }
             tiny

@@ -22,6 +22,7 @@ use crate::{
 };
 use edgeft_runtime::format::gguf::{Array, Value};
 use json::Json;
+use regex::Regex;
 
 /// What a model folder says about its tokenizer. Ids are those of the tokens' rows.
 #[derive(Debug, Clone, Default)]
@@ -95,7 +96,10 @@ pub fn keys(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Vec<(String, Val
     match &files.tokenizer_json {
         None => put("ggml.model", Value::Str("no_vocab".into())),
         Some(bytes) => {
-            let v = vocabulary(bytes, files.sentencepiece_model.as_deref(), spec.vocab_size)?;
+            let mut v = vocabulary(bytes, files.sentencepiece_model.as_deref(), spec.vocab_size)?;
+            if spec.arch.is_encoder() && v.model == "gpt2" {
+                v.more.extend(bpe::frame(&Json::parse(bytes)?)?);
+            }
             put("ggml.model", Value::Str(v.model.into()));
             if let Some(pre) = v.pre {
                 put("ggml.pre", Value::Str(pre.into()));
@@ -134,8 +138,9 @@ pub fn keys(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Vec<(String, Val
     if let Some(template) = &files.chat_template {
         put("chat_template", Value::Str(template.clone()));
     }
-    if spec.arch == Arch::Bert {
-        put("ggml.token_type_count", Value::U32(spec.type_vocab_size as u32));
+    if spec.arch.is_encoder() {
+        // llama.cpp loads no encoder without one.
+        put("ggml.token_type_count", Value::U32(spec.type_vocab_size.max(1) as u32));
     }
     for (key, value) in &keys {
         if let Value::U32(id) = value
@@ -176,6 +181,24 @@ pub fn vocabulary(tokenizer_json: &[u8], sentencepiece_model: Option<&[u8]>, row
 /// The name of a row without a token, as llama.cpp's converter writes it.
 fn unused(id: usize) -> String {
     format!("[PAD{id}]")
+}
+
+/// The name under which llama.cpp reads a tokenizer as it is meant. Phi-3's markers take the spaces behind them along, which
+/// no key says: llama.cpp does so in models that are called Phi-3.
+///
+/// # Errors
+/// A malformed tokenizer.json.
+pub(crate) fn telling_name(files: &TokenizerFiles, spec: &ModelSpec) -> Result<Option<String>> {
+    let Some(bytes) = &files.tokenizer_json else { return Ok(None) };
+    let json = Json::parse(bytes)?;
+    let strips = json.added()?.iter().any(|(_, token, _)| json.strips(token, "rstrip"));
+    let called = Regex::new("(?i)(phi)-?3").map_err(|e| Error::Tokenizer(e.to_string()))?;
+    Ok(match (strips, called.is_match(&spec.name)) {
+        (true, false) if spec.arch == Arch::Phi3 => Some(format!("{} (phi3)", spec.name)),
+        // A model that is only called so would lose spaces there.
+        (false, true) => Some(called.replace_all(&spec.name, "$1 3").into_owned()),
+        _ => None,
+    })
 }
 
 /// Whether the post-processor puts `bos` first and `eos` last when a single text is encoded with special tokens.

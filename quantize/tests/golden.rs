@@ -59,8 +59,16 @@ impl Folder {
             n_kv_heads: n("num_key_value_heads").unwrap_or(heads),
             head_dim: n("head_dim").unwrap_or(hidden_size / heads),
             norm_eps: eps as f32,
-            rope: rope["rope_theta"].as_f64().map(|t| RopeSpec { theta: t as f32, scaling: RopeScaling::None }),
+            rope: rope["rope_theta"].as_f64().map(|t| RopeSpec {
+                theta: t as f32,
+                local_theta: None,
+                dims: None,
+                scaling: RopeScaling::None,
+            }),
+            position_offset: 0,
+            attention_scale: None,
             sliding_window: None,
+            local_layers: Vec::new(),
             task,
             type_vocab_size: n("type_vocab_size").unwrap_or(0),
         };

@@ -36,6 +36,12 @@ impl<'a> Matrix<'a> {
         let n = self.data.len() / self.rows;
         &self.data[r * n..(r + 1) * n]
     }
+
+    /// Some of its rows.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Self {
+        let n = self.data.len() / self.rows;
+        Self { rows: rows.len(), data: &self.data[rows.start * n..rows.end * n], ..*self }
+    }
 }
 
 /// Instruction sets, from narrow to wide.

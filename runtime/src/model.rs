@@ -28,6 +28,11 @@ use std::sync::{Arc, OnceLock};
 pub enum Arch {
     Llama,
     Qwen2,
+    Qwen3,
+    Gemma3,
+    Phi3,
+    Gpt2,
+    /// BERT, RoBERTa, DistilBERT.
     Bert,
     /// Whatever the graph of an ONNX folder computes.
     Onnx,
@@ -39,10 +44,25 @@ impl Arch {
         match self {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3",
+            Self::Phi3 => "phi3",
+            Self::Gpt2 => "gpt2",
             Self::Bert => "bert",
             Self::Onnx => "onnx",
         }
     }
+}
+
+/// What a feed-forward bends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// x σ(x).
+    Silu,
+    /// x Φ(x), with the exact normal distribution function.
+    Gelu,
+    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2.
+    GeluTanh,
 }
 
 /// What a model answers.
@@ -71,8 +91,8 @@ impl Task {
     }
 }
 
-/// Shape of a model, from its metadata. An ONNX graph carries in itself what only kernels ask for: norm_eps, rope_theta and
-/// rope_factor are then 0.
+/// Shape of a model, from its metadata. An ONNX graph carries in itself what only kernels ask for: norm_eps, what speaks of
+/// rotations, and factors are then 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hparams {
     /// Family.
@@ -95,16 +115,45 @@ pub struct Hparams {
     pub head_dim: usize,
     /// Added under the root of every norm.
     pub norm_eps: f32,
+    /// Dimensions of a head that are rotated, from its first on; 0 where positions are learned.
+    pub rotary_dim: usize,
     /// Base wavelength of the rotary embedding.
     pub rope_theta: f32,
     /// Positions are divided by this (linear scaling).
     pub rope_factor: f32,
-    /// A token sees itself and the `sliding_window - 1` before it.
+    /// Base wavelength in local layers, whose positions are never divided, where that is another.
+    pub local_rope_theta: Option<f32>,
+    /// A token sees itself and the `sliding_window - 1` before it, in local layers.
     pub sliding_window: Option<usize>,
+    /// By layer: whether the window holds there. Empty where it holds in all.
+    pub local_layers: Vec<bool>,
+    /// What scores are multiplied by: 1/√D, but for Gemma.
+    pub attention_scale: f32,
+    /// What the rows of the token embedding are multiplied by: 1, but for Gemma's √C.
+    pub embedding_scale: f32,
+    /// What the feed-forward bends with.
+    pub activation: Act,
     /// Token types of an encoder.
     pub n_token_types: usize,
     /// Whether a token sees only what came before.
     pub causal: bool,
+}
+
+impl Hparams {
+    /// Whether a layer is local: it has the window, if there is one, and the rotations of local layers.
+    pub fn is_local(&self, layer: usize) -> bool {
+        self.local_layers.get(layer).copied().unwrap_or(true)
+    }
+
+    /// Tokens that a position of this layer sees, itself included; `None` is all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.is_local(layer))
+    }
+
+    /// Positions that all layers together see at `depth` tokens.
+    pub fn seen(&self, depth: usize) -> usize {
+        (0..self.n_layers).map(|layer| self.window(layer).map_or(depth, |w| w.min(depth))).sum()
+    }
 }
 
 /// Where a model came from.

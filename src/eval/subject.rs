@@ -160,7 +160,9 @@ impl Subject {
             Self::Candle(s) => s.opened.config.room(),
             Self::Runtime(s) => {
                 let h = s.model.hparams();
-                let (positions, types) = if h.causal { (usize::MAX, usize::MAX) } else { (h.n_ctx, h.n_token_types) };
+                // Learned positions are rows of a table: GPT-2's, as an encoder's.
+                let positions = if h.causal && h.rotary_dim > 0 { usize::MAX } else { h.n_ctx };
+                let types = if h.causal || h.n_token_types == 0 { usize::MAX } else { h.n_token_types };
                 Room { vocab: h.n_vocab, positions, types }
             }
         }
@@ -217,7 +219,8 @@ impl Subject {
             Self::Runtime(s) => {
                 let n = row.keys.min(row.ids.len());
                 // The cache numbers positions itself. A shift of all of them changes nothing where they are rotations.
-                let first = if s.model.hparams().causal { row.positions[0] } else { 0 };
+                let h = s.model.hparams();
+                let first = if h.causal && h.rotary_dim > 0 { row.positions[0] } else { 0 };
                 if !row.positions[..n].iter().copied().eq(first..first + n as u32) {
                     crate::bad_input!(
                         "row {}: padding before or between its tokens, which only --engine candle takes",

@@ -45,6 +45,7 @@ impl GgufBase {
         let bad = |what: String| BadInput(format!("{}: {what}", path.display()));
         let map = Mapped::open(path).map_err(|e| bad(e.to_string()))?;
         let gguf = Gguf::parse(&map).map_err(|e| bad(e.to_string()))?;
+        config::check(&gguf).map_err(bad)?;
         let mut place = BTreeMap::new();
         for (index, tensor) in gguf.tensors.iter().enumerate() {
             // Divisors of rotary frequencies: the config speaks of them.

@@ -50,7 +50,8 @@ pub struct Footprint {
     n_layers: usize,
     /// Numbers of a key row, K * D.
     kv_width: usize,
-    window: Option<usize>,
+    /// By layer: tokens that a position sees there; `None` is all.
+    windows: Vec<Option<usize>>,
 }
 
 /// A tensor as the sums below need it: GGUF's name, rows, columns, type, bytes.
@@ -108,7 +109,7 @@ impl Footprint {
             vocabulary: h.n_vocab,
             n_layers: h.n_layers,
             kv_width: if h.causal { h.n_kv_heads * h.head_dim } else { 0 },
-            window: h.sliding_window,
+            windows: (0..h.n_layers).map(|layer| h.window(layer)).collect(),
             text: file_bytes.saturating_sub(model.weight_bytes()),
             weights: 0,
             read: BTreeMap::new(),
@@ -141,7 +142,7 @@ impl Footprint {
             vocabulary: config.vocab_size,
             n_layers: config.num_hidden_layers,
             kv_width: if decoder { config.num_key_value_heads * head_dim } else { 0 },
-            window: config.sliding_window,
+            windows: (0..config.num_hidden_layers).map(|layer| config.window(layer)).collect(),
             // The GGUF carries tokenizer.json, and its vocabulary and merges a second time.
             text: 2 * opened.text.tokenizer_json.as_ref().map_or(0, Vec::len) as u64,
             weights: 0,
@@ -180,7 +181,8 @@ impl Footprint {
 
     /// What a token at that depth reads of the cache: a window sees no further back.
     pub fn cache_read(&self, depth: usize) -> u64 {
-        self.cache(self.window.map_or(depth, |w| w.min(depth)))
+        let seen: usize = self.windows.iter().map(|w| w.map_or(depth, |w| w.min(depth))).sum();
+        (2 * 2 * self.kv_width * seen) as u64
     }
 
     /// Buffers of a pass over a prompt: residual stream, queries, keys, values, gate, up, their sums and their codes, each in

@@ -56,7 +56,10 @@ fn the_header_has_the_bytes_of_the_spec() {
 
 #[test]
 fn every_mix_of_every_family_reads_back() {
-    for tiny in [Tiny::llama(), Tiny::decoder(crate::source::Arch::Qwen2, 256, 512, 2), Tiny::bert()] {
+    let decoder = |arch| Tiny::decoder(arch, 256, 512, 2);
+    for tiny in
+        [Tiny::llama(), decoder(crate::source::Arch::Qwen2), Tiny::gemma3(), Tiny::phi3(), Tiny::gpt2(), Tiny::bert()]
+    {
         for mix in Mix::all() {
             let (bytes, report, plan) = written(&tiny, mix, &[]);
             let gguf = Gguf::parse(&bytes).unwrap();

@@ -14,7 +14,7 @@ use super::net::Net;
 use super::proto::DataType;
 use super::{Operators, graph::Dim, weights::Table};
 use crate::error::{Error, Result};
-use crate::source::ModelSpec;
+use crate::source::{Arch, ModelSpec};
 
 /// What GroupQueryAttention is told beside queries, keys and values.
 struct Told {
@@ -32,6 +32,9 @@ struct Told {
 /// # Errors
 /// A shape that these operators do not take, or take differently from version to version.
 pub(super) fn check(spec: &ModelSpec) -> Result<()> {
+    if !matches!(spec.arch, Arch::Llama | Arch::Qwen2) {
+        return Err(Error::OnnxFamily { model_type: spec.arch.model_type() });
+    }
     if let Some(window) = spec.sliding_window.filter(|w| *w < spec.n_ctx) {
         return Err(Error::Spec {
             field: "sliding_window",

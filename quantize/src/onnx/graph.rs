@@ -208,7 +208,12 @@ impl Graph {
 
     /// Two halves of the last dimension, `half` each.
     pub fn halves(&mut self, x: &str, half: usize) -> [Value; 2] {
-        let sizes = self.ints(&[half as i64, half as i64]);
+        self.parts(x, [half, half])
+    }
+
+    /// Stretches of the last dimension.
+    pub fn parts<const N: usize>(&mut self, x: &str, sizes: [usize; N]) -> [Value; N] {
+        let sizes = self.ints(&sizes.map(|n| n as i64));
         self.op_many("Split", &[x, &sizes], vec![int("axis", -1)])
     }
 }

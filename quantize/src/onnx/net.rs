@@ -1,6 +1,6 @@
 //! What both families are made of: linear layers, heads, attention under a mask.
 
-use super::graph::{Graph, Value};
+use super::graph::{Graph, Value, float, int};
 use super::weights::Weights;
 use crate::{error::Result, source::ModelSpec};
 
@@ -24,6 +24,27 @@ impl Net<'_> {
         Ok(self.graph.op("Add", &[&y, &b]))
     }
 
+    /// x (..., C) -> the same, normed over C: RMSNorm by `{name}.weight`, or LayerNorm where the model has a bias there.
+    pub fn norm(&mut self, x: &str, name: &str) -> Result<Value> {
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        if self.weights.has(&bias) {
+            let weight = self.weights.vector(&mut self.graph, &weight)?;
+            let bias = self.weights.vector(&mut self.graph, &bias)?;
+            let settings = vec![int("axis", -1), float("epsilon", self.spec.norm_eps)];
+            return Ok(self.graph.op_with("LayerNormalization", &[x, &weight, &bias], settings));
+        }
+        // x / sqrt(mean(x^2) + eps) * weight, in the order of operators that runtimes know how to fuse.
+        let weight = self.weights.vector(&mut self.graph, &weight)?;
+        let g = &mut self.graph;
+        let (two, eps) = (g.float(2.0), g.float(self.spec.norm_eps));
+        let squares = g.op("Pow", &[x, &two]);
+        let mean = g.reduce("ReduceMean", &squares, -1, true);
+        let mean = g.op("Add", &[&mean, &eps]);
+        let root = g.op("Sqrt", &[&mean]);
+        let x = g.op("Div", &[x, &root]);
+        Ok(g.op("Mul", &[&x, &weight]))
+    }
+
     /// x (B, S, n D) -> (B, n, S, D).
     pub fn heads(&mut self, x: &str, n: usize) -> Value {
         let g = &mut self.graph;
@@ -38,7 +59,7 @@ impl Net<'_> {
     pub fn attention(&mut self, q: &str, k: &str, v: &str, bias: &str) -> Value {
         let (heads, d) = (self.spec.n_heads as i64, self.spec.head_dim as i64);
         let g = &mut self.graph;
-        let scale = g.float(1.0 / (d as f32).sqrt());
+        let scale = g.float(self.spec.scale());
         let q = g.op("Mul", &[q, &scale]);
         let k = g.transpose(k, &[0, 1, 3, 2]);
         let scores = g.op("MatMul", &[&q, &k]); // (B, K, G S, T)

@@ -132,8 +132,47 @@ fn families() -> Vec<(&'static str, Tiny)> {
     ]
 }
 
+/// The families that only standard operators have graphs of.
+fn kin() -> Vec<(&'static str, Tiny)> {
+    let mut distilbert = with(encoder(), |s| (s.arch, s.type_vocab_size) = (Arch::DistilBert, 0));
+    let renamed = |name: String| {
+        [
+            ("bert.encoder.layer", "distilbert.transformer.layer"),
+            ("bert.embeddings", "distilbert.embeddings"),
+            ("attention.self.query", "attention.q_lin"),
+            ("attention.self.key", "attention.k_lin"),
+            ("attention.self.value", "attention.v_lin"),
+            ("attention.output.dense", "attention.out_lin"),
+            ("attention.output.LayerNorm", "sa_layer_norm"),
+            ("intermediate.dense", "ffn.lin1"),
+            ("0.output.dense", "0.ffn.lin2"),
+            ("0.output.LayerNorm", "0.output_layer_norm"),
+        ]
+        .into_iter()
+        .fold(name, |name, (from, to)| name.replace(from, to))
+    };
+    let of_bert = |name: &String| !name.contains("token_type") && !name.contains("pooler");
+    let tensors = std::mem::take(&mut distilbert.tensors).into_iter().filter(|(name, _)| of_bert(name));
+    distilbert.tensors = tensors.map(|(name, tensor)| (renamed(name), tensor)).collect();
+    distilbert.spec.task = labels();
+    for (name, shape) in [("pre_classifier", [64, 64]), ("classifier", [2, 64])] {
+        distilbert.put(&format!("{name}.weight"), &shape);
+        distilbert.put(&format!("{name}.bias"), &shape[..1]);
+    }
+    let mut untied = Tiny::gpt2();
+    untied.put("lm_head.weight", &[40, 64]);
+    vec![
+        ("gemma3", Tiny::gemma3()),
+        ("phi3", Tiny::phi3()),
+        ("phi3 in part", with(Tiny::phi3(), |s| s.rope.as_mut().unwrap().dims = Some(8))),
+        ("gpt2", Tiny::gpt2()),
+        ("untied gpt2", untied),
+        ("distilbert", distilbert),
+    ]
+}
+
 /// Operators that the graphs may have. All are standard in opset 17.
-const OPERATORS: [&str; 32] = [
+const OPERATORS: [&str; 33] = [
     "Add",
     "And",
     "Cast",
@@ -153,6 +192,7 @@ const OPERATORS: [&str; 32] = [
     "Range",
     "ReduceMax",
     "ReduceMean",
+    "Relu",
     "Reshape",
     "Shape",
     "Sigmoid",
@@ -170,7 +210,7 @@ const OPERATORS: [&str; 32] = [
 
 #[test]
 fn every_graph_is_sound() {
-    for (family, tiny) in families() {
+    for (family, tiny) in families().into_iter().chain(kin()) {
         for mix in MIXES {
             let written = written(&tiny, mix);
             is_sound(&written, &format!("{family} {mix}"));
@@ -262,6 +302,13 @@ fn inputs_and_outputs_have_the_names_and_the_order_of_optimum() {
     assert_eq!(ports(&Tiny::bert()), (encoder_inputs.clone(), "logits".into()));
     assert_eq!(ports(&reader()), (encoder_inputs.clone(), "start_logits end_logits".into()));
     assert_eq!(ports(&encoder()), (encoder_inputs, "last_hidden_state".into()));
+    for (name, tiny) in kin() {
+        let want = match tiny.spec.arch {
+            Arch::DistilBert => ("input_ids attention_mask".to_string(), "logits".to_string()),
+            _ => decoder.clone(),
+        };
+        assert_eq!(ports(&tiny), want, "{name}");
+    }
 }
 
 /// Codes and scales of a GGUF tensor, its rows in the order of the source.
@@ -287,7 +334,15 @@ fn codes_of(gguf: &Gguf, bytes: &[u8], tiny: &Tiny, name: &str) -> (Codes, usize
 #[test]
 fn codes_and_scales_are_those_of_the_gguf_file() {
     for mix in [Mix::Q8_0, Mix::Q4_0, Mix::Q6_K] {
-        for tiny in [wide(Arch::Llama), without(wide(Arch::Llama), "lm_head"), wide(Arch::Qwen2), Tiny::bert()] {
+        for tiny in [
+            wide(Arch::Llama),
+            without(wide(Arch::Llama), "lm_head"),
+            wide(Arch::Qwen2),
+            Tiny::bert(),
+            Tiny::gemma3(),
+            Tiny::phi3(),
+            Tiny::gpt2(),
+        ] {
             let plan = plan(&tiny, mix, &PlanOptions::default()).unwrap();
             let mut bytes = Vec::new();
             crate::write_gguf(&tiny, &Default::default(), &plan, &[], &mut bytes, &mut |_, _| {}).unwrap();

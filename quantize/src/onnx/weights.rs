@@ -25,7 +25,7 @@ use crate::{
         encode::{Encoded, encode},
         read,
     },
-    names::Placed,
+    names::{Change, Placed},
     plan::{Origin, Plan, Planned, Reason},
     report::TensorReport,
     source::TensorSource,
@@ -223,13 +223,15 @@ impl<'a> Weights<'a> {
         let found = self.planned.iter().position(|t| t.name == name).filter(|i| !self.written[*i]);
         let Some(i) = found else { return Err(self.stale(name, "is missing")) };
         let t = self.planned[i].clone();
-        let Origin::Source(placed) = t.origin.clone() else { return Err(self.stale(name, "is computed")) };
-        let x = read(self.source, &placed)?;
+        let Origin::Source(mut placed) = t.origin.clone() else { return Err(self.stale(name, "is computed")) };
+        // Heads keep the source's order of pairs here; what else changes on the way to GGUF changes here too.
+        let change = if let Change::Interleave(_) = placed.change { Change::None } else { placed.change };
+        let x = change.apply(read(self.source, &placed)?, &placed.shape);
         let encoded = encode(&t, &x).map_err(|e| {
-            // Rows keep the source's order here, so the place needs no turning back.
-            let (row, column) = (e.at / t.cols(), e.at % t.cols());
+            let (row, column) = change.source_of(e.at, &placed.shape);
             Error::Weight { name: placed.source.clone(), row, column, cause: e.cause }
         })?;
+        placed.shape = change.shape(&placed.shape);
         self.written[i] = true;
         Ok((t, placed, encoded))
     }

@@ -120,6 +120,8 @@ pub enum Reason {
     Tied,
     /// attn_v, which the mix lifts in this layer.
     AttentionValue,
+    /// attn_qkv, which the mix lifts: attn_v is a part of it.
+    AttentionJoined,
     /// attn_output, which the mix lifts.
     AttentionOutput,
     /// ffn_down, which the mix lifts in this layer.
@@ -138,6 +140,7 @@ impl fmt::Display for Reason {
             Self::Output => "the output matrix",
             Self::Tied => "the token embedding is also the output matrix",
             Self::AttentionValue => "attn_v, lifted in this layer",
+            Self::AttentionJoined => "attn_qkv, lifted",
             Self::AttentionOutput => "attn_output, lifted",
             Self::FeedForwardDown => "ffn_down, lifted in this layer",
             Self::Override(pattern) => return write!(f, "override `{pattern}`"),
@@ -165,6 +168,15 @@ pub(super) fn wanted(mix: Mix, spec: &ModelSpec, name: &str, tied: bool) -> (Ggm
     let n = spec.n_layers;
     let lifted = match part {
         "attn_v.weight" => attention_value(mix, spec, layer).map(|t| (t, Reason::AttentionValue)),
+        "attn_qkv.weight" => {
+            let ty = match mix {
+                Mix::Q3_K_M | Mix::Q3_K_L => Some(Q4_K),
+                Mix::Q4_K_M => Some(Q5_K),
+                Mix::Q5_K_M => Some(Q6_K),
+                _ => None,
+            };
+            ty.map(|t| (t, Reason::AttentionJoined))
+        }
         "ffn_down.weight" => {
             let ty = match mix {
                 Mix::Q2_K => Some(Q3_K),

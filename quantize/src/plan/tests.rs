@@ -1,7 +1,7 @@
 //! The rule table, line by line, and what small models do to it.
 
 use super::*;
-use crate::source::tests::Tiny;
+use crate::source::{Arch, tests::Tiny};
 use GgmlType::*;
 
 fn planned(tiny: &Tiny, mix: Mix) -> Plan {

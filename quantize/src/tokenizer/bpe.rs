@@ -5,6 +5,7 @@ use super::{
     json::{Json, refuse},
 };
 use crate::error::Result;
+use edgeft_runtime::format::gguf::Value as GgufValue;
 use serde_json::Value;
 
 /// Splits that llama.cpp has a name for and whose regex a tokenizer.json spells out before its `ByteLevel` step.
@@ -34,6 +35,17 @@ pub(super) fn vocabulary(json: &Json) -> Result<Vocabulary> {
         merges: Some(merges),
         more: Vec::new(),
     })
+}
+
+/// What an encoder's text stands between (RoBERTa's `<s>` and `</s>`), and the token of a hidden word.
+pub(super) fn frame(json: &Json) -> Result<Vec<(&'static str, GgufValue)>> {
+    let (first, last) = json.template()?;
+    let ids = [
+        ("ggml.cls_token_id", first),
+        ("ggml.seperator_token_id", last), // spelled so in the format
+        ("ggml.mask_token_id", json.id("<mask>")?),
+    ];
+    Ok(ids.into_iter().filter_map(|(key, id)| Some((key, GgufValue::U32(id?)))).collect())
 }
 
 /// llama.cpp's name for a pre-tokenizer.

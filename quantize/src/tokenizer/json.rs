@@ -99,6 +99,12 @@ impl Json {
             .collect()
     }
 
+    /// Whether an added token takes the spaces at a side along: `lstrip`, `rstrip`.
+    pub fn strips(&self, token: &str, side: &str) -> bool {
+        let list = self.at("/added_tokens").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        list.iter().any(|t| t["content"] == token && t[side] == true)
+    }
+
     /// The id of a token, wherever it is listed.
     pub fn id(&self, token: &str) -> Result<Option<u32>> {
         let added = self.added()?.into_iter().find(|(_, content, _)| content == token).map(|(id, ..)| id as u64);

@@ -272,6 +272,134 @@ fn byte_level_and_sentencepiece_are_proven() {
     }
 }
 
+/// Gemma's: spaces replaced and a cut that finds none, no space before a text, runs of spaces and lines added by hand.
+fn gemma() -> Vec<u8> {
+    let mut json: serde_json::Value = serde_json::from_slice(&sentencepiece()).unwrap();
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    for token in ["\u{2581}\u{2581}", "\n\n", "<start_of_turn>"] {
+        vocab.insert(token.into(), json!(vocab.len()));
+    }
+    let added = |id: u32, t: &str, special: bool| json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
+    for token in [added(268, "\u{2581}\u{2581}", false), added(269, "\n\n", false), added(270, "<start_of_turn>", true)]
+    {
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    json["model"]["merges"].as_array_mut().unwrap().insert(0, json!(["\u{2581}", "\u{2581}"]));
+    json["normalizer"] = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    json["pre_tokenizer"] =
+        json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false});
+    json["decoder"] = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]});
+    json.to_string().into_bytes()
+}
+
+/// Phi-3's: markers that take the spaces behind them along.
+fn phi3() -> Vec<u8> {
+    let mut json: serde_json::Value = serde_json::from_slice(&sentencepiece()).unwrap();
+    let added = |id: u32, t: &str, special: bool, rstrip: bool| json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": rstrip, "normalized": false, "special": special});
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    for token in ["<|endoftext|>", "<|user|>", "<|end|>"] {
+        vocab.insert(token.into(), json!(vocab.len()));
+    }
+    json["added_tokens"] = json!([
+        added(0, "<unk>", true, false),
+        added(1, "<s>", true, false),
+        added(2, "</s>", false, true),
+        added(268, "<|endoftext|>", true, false),
+        added(269, "<|user|>", true, true),
+        added(270, "<|end|>", true, true),
+    ]);
+    json.to_string().into_bytes()
+}
+
+/// RoBERTa's: a text between `<s>` and `</s>`, a mask that takes the spaces before it along.
+fn roberta() -> Vec<u8> {
+    let mut json: serde_json::Value = serde_json::from_slice(&byte_level(GPT2)).unwrap();
+    let added = |id: u32, t: &str, lstrip: bool| json!({"id": id, "content": t, "single_word": false, "lstrip": lstrip, "rstrip": false, "normalized": false, "special": true});
+    json["added_tokens"] = json!([added(261, "<s>", false), added(262, "</s>", false), added(263, "<mask>", true)]);
+    json["post_processor"] = json!({"type": "RobertaProcessing", "sep": ["</s>", 262], "cls": ["<s>", 261],
+        "trim_offsets": true, "add_prefix_space": false});
+    json.to_string().into_bytes()
+}
+
+#[test]
+fn the_tokenizers_of_the_other_families_are_proven() {
+    let texts = ["the  a\n\nthe    a \n".to_string(), "<|user|>\nthe a<|end|>\n \n<|user|>  the".to_string()];
+    for (json, rows, ends) in [
+        (gemma(), 271, (1, 2, (true, false))),
+        (roberta(), 264, (261, 262, (true, true))),
+        (sentencepiece(), 268, (1, 2, (true, false))),
+    ] {
+        let keys = file_keys(json.clone(), rows, ends.0, ends.1, ends.2);
+        prove(&json, &keys, &texts).unwrap();
+    }
+    let v = vocabulary(&gemma(), None, 271).unwrap();
+    assert_eq!((v.tokens[268].as_str(), v.types[268]), ("  ", TokenType::UserDefined));
+    assert_eq!(v.more, [("ggml.add_space_prefix", Value::Bool(false))]);
+}
+
+/// All keys of a file of Phi-3, from a folder of this name.
+fn phi3_keys(name: &str) -> Vec<(String, Value)> {
+    let mut tiny = Tiny::phi3();
+    tiny.spec.vocab_size = 271;
+    tiny.spec.name = name.into();
+    tiny.put("model.embed_tokens.weight", &[271, 64]);
+    tiny.put("lm_head.weight", &[271, 64]);
+    let files = TokenizerFiles {
+        tokenizer_json: Some(phi3()),
+        bos: Some(1),
+        eos: Some(268),
+        add_bos: true,
+        ..TokenizerFiles::default()
+    };
+    let plan = crate::plan(&tiny, crate::Mix::F32, &crate::PlanOptions::default()).unwrap();
+    crate::gguf::metadata(&tiny, &files, &plan, &[]).unwrap()
+}
+
+/// llama.cpp looks for Phi-3's habit in the model's name, so the name must tell.
+#[test]
+fn the_markers_of_phi3_take_spaces_along_by_the_models_name() {
+    let texts = ["<|user|>\nthe a<|end|>\n \n<|user|>  the</s> a<s> a<|endoftext|>\na".to_string()];
+    for (name, told) in [("my run", "my run (phi3)"), ("Phi-3-mini-4k", "Phi-3-mini-4k")] {
+        let mut keys = phi3_keys(name);
+        let at = keys.iter().position(|(k, _)| k == "general.name").unwrap();
+        assert_eq!(keys[at].1, Value::Str(told.into()));
+        prove(&phi3(), &keys, &texts).unwrap();
+        keys[at].1 = Value::Str("another".into());
+        assert!(matches!(prove(&phi3(), &keys, &texts), Err(proof::ProofError::Difference(_))));
+    }
+    // A tokenizer without the habit must not be under such a name.
+    let mut spec = Tiny::llama().spec;
+    let files = TokenizerFiles { tokenizer_json: Some(sentencepiece()), ..TokenizerFiles::default() };
+    for (name, want) in
+        [("my-Phi3-run", Some("my-Phi 3-run")), ("PHI-3 and phi-3", Some("PHI 3 and phi 3")), ("nano", None)]
+    {
+        spec.name = name.into();
+        assert_eq!(telling_name(&files, &spec).unwrap().as_deref(), want);
+    }
+}
+
+#[test]
+fn an_encoder_of_byte_level_tokens_names_its_frame() {
+    let mut spec = Tiny::bert().spec;
+    (spec.arch, spec.vocab_size) = (Arch::Roberta, 264);
+    let files = TokenizerFiles {
+        tokenizer_json: Some(roberta()),
+        bos: Some(261),
+        eos: Some(262),
+        add_bos: true,
+        add_eos: true,
+        ..TokenizerFiles::default()
+    };
+    let keys = keys(&files, &spec).unwrap();
+    for (key, id) in [("bos", 261), ("eos", 262), ("cls", 261), ("seperator", 262), ("mask", 263)] {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        assert!(keys.contains(&(key.clone(), Value::U32(id))), "{key}");
+    }
+    assert!(keys.contains(&("tokenizer.ggml.model".into(), Value::Str("gpt2".into()))));
+    assert!(keys.contains(&("tokenizer.ggml.token_type_count".into(), Value::U32(2))));
+}
+
 #[test]
 fn a_wrong_translation_is_found() {
     let json = byte_level(GPT2);

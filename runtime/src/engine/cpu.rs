@@ -2,7 +2,7 @@
 //!
 //! - [`linear`]: weight matrices times activations, on all threads
 //! - [`ops`]: norms, rotary embedding, gates: what stands between two matrices
-//! - [`llama`]: Llama, Mistral, Qwen2;  [`bert`]: BERT
+//! - [`llama`]: Llama, Mistral, Qwen2, Qwen3, Gemma 3, Phi-3, GPT-2;  [`bert`]: BERT, RoBERTa, DistilBERT
 //!
 //! A row of output depends on its own tokens alone: not on the number of threads, nor on what else is in the batch.
 
@@ -22,6 +22,7 @@ use crate::threads::Pool;
 use bert::Bert;
 use linear::{Compute, Linear};
 use llama::Llama;
+use ops::Norm;
 
 /// A model on the CPU.
 pub struct CpuEngine {
@@ -55,7 +56,9 @@ impl CpuEngine {
             (Task::Generate | Task::Answer, _) => h.n_vocab,
         };
         let trunk = match h.arch {
-            Arch::Llama | Arch::Qwen2 => Trunk::Llama(Box::new(Llama::new(&model)?)),
+            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::Gemma3 | Arch::Phi3 | Arch::Gpt2 => {
+                Trunk::Llama(Box::new(Llama::new(&model)?))
+            }
             Arch::Bert => Trunk::Bert(Box::new(Bert::new(&model)?)),
             Arch::Onnx => return Err(Error::new(Kind::Input, "engine cpu", "has no kernels for an ONNX graph")),
         };
@@ -129,7 +132,25 @@ impl Finder<'_> {
         let weight = format!("{name}.weight");
         let index =
             self.index(&weight).ok_or_else(|| Error::new(Kind::Input, format!("tensor `{weight}`"), "is missing"))?;
-        Ok(Linear { index, bias: self.maybe(&format!("{name}.bias")) })
+        Ok(Linear { index, rows: None, bias: self.maybe(&format!("{name}.bias")) })
+    }
+
+    /// Matrices of so many rows each that lie one below the other in `{name}.weight`.
+    fn linears<const N: usize>(&self, name: &str, rows: [usize; N]) -> Result<[Linear; N]> {
+        let whole = self.linear(name)?;
+        let mut from = 0;
+        Ok(rows.map(|n| {
+            let rows = from..from + n;
+            from += n;
+            let bias = whole.bias.as_ref().map(|b| b[rows.clone()].to_vec());
+            Linear { index: whole.index, rows: Some(rows), bias }
+        }))
+    }
+
+    /// The norm `{name}`: a layer norm where `biased`.
+    fn norm(&self, name: &str, biased: bool) -> Result<Norm> {
+        let bias = if biased { Some(self.vector(&format!("{name}.bias"))?) } else { None };
+        Ok(Norm { weight: self.vector(&format!("{name}.weight"))?, bias })
     }
 
     pub(super) fn index(&self, name: &str) -> Option<usize> {
@@ -162,6 +183,11 @@ fn head(kernels: &Kernels, weight: &[f32], bias: Option<&[f32]>, x: &[f32], out:
     for (i, row) in weight.chunks(x.len()).enumerate() {
         out.push(kernels.dot_f32(row, x) + bias.map_or(0.0, |b| b[i]));
     }
+}
+
+/// x = x + y.
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 /// Positions of a run that give rows.

@@ -58,6 +58,21 @@ pub fn describe() -> Result<Adapter> {
     Ok(device::describe(&device::adapter()?.get_info()))
 }
 
+/// What this engine has no kernels for yet.
+///
+/// # Errors
+/// `Input` naming the family, and the engine that takes it.
+fn refuse(model: &Model) -> Result<()> {
+    let h = model.hparams();
+    let name = match h.arch {
+        Arch::Llama | Arch::Qwen2 => return Ok(()),
+        Arch::Bert if h.n_token_types > 0 => return Ok(()),
+        Arch::Bert => "bert without token types (distilbert)",
+        other => other.name(),
+    };
+    Err(Error::new(Kind::Input, "engine gpu", format!("has no kernels for {name} yet; use --engine cpu")))
+}
+
 /// A model on a GPU.
 pub struct GpuEngine {
     model: Model,
@@ -80,6 +95,7 @@ impl GpuEngine {
     pub fn new(model: Model, options: &EngineOptions) -> Result<Self> {
         model.gguf()?;
         options.check(model.hparams())?;
+        refuse(&model)?;
         Self::on(Gpu::open(|_| ())?, model, options)
     }
 
@@ -94,7 +110,7 @@ impl GpuEngine {
                 Trunk::Llama(Box::new(Llama::new(&model, &mut runner, &cache, most_tokens)?))
             }
             Arch::Bert => Trunk::Bert(Box::new(Bert::new(&model, &mut runner, options.ctx)?)),
-            Arch::Onnx => return Err(Error::new(Kind::Input, "engine gpu", "has no kernels for an ONNX graph")),
+            _ => return Err(Error::new(Kind::Input, "engine gpu", "has no kernels for an ONNX graph")),
         };
         // Weights are on their way; what the driver has against them is told now.
         runner.gpu.queue.submit([]);

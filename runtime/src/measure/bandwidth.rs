@@ -63,8 +63,7 @@ pub fn kv_bytes(model: &Model, depth: usize, kv: KvType) -> u64 {
         KvType::F32 => 4,
         KvType::F16 => 2,
     };
-    let seen = h.sliding_window.map_or(depth, |w| w.min(depth));
-    (2 * h.n_layers * h.n_kv_heads * h.head_dim * seen * element) as u64
+    (2 * h.seen(depth) * h.n_kv_heads * h.head_dim * element) as u64
 }
 
 /// Bytes a second, in units of 1e9, that `threads` threads together read of a buffer of `bytes`, over and over; the best

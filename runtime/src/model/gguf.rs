@@ -1,12 +1,20 @@
 //! A GGUF file as a model: shape and task from the metadata, every tensor checked against both.
+//!
+//! - [`tensors`]: which tensors each family has, and of what shape
 
-use super::{Arch, Hparams, Task, input};
+mod tensors;
+
+use super::{Act, Arch, Hparams, Task, input};
 use crate::error::{Error, Kind, Result};
-use crate::format::GgmlType;
 use crate::format::gguf::{Array, Gguf, GgufError, TensorInfo, Value};
 use crate::format::map::Mapped;
 use crate::kernels::Matrix;
 use std::path::Path;
+
+/// Far more than any network has: what is kept for each layer must not fill the memory before a tensor is looked for.
+const MOST_LAYERS: usize = 10_000;
+/// Blocks of Gemma 3 27B, whose scores llama.cpp scales by the width of the model over its heads.
+const LAYERS_OF_GEMMA_27B: usize = 62;
 
 enum Bytes {
     Mapped(Mapped),
@@ -57,7 +65,7 @@ impl GgufFile {
     pub fn check(&self) -> Result<(Hparams, Task, Vec<String>)> {
         let (gguf, bytes) = (&self.gguf, &self.bytes);
         let (hparams, task, labels) = read(gguf)?;
-        check_tensors(gguf, &hparams, task, labels.len())?;
+        tensors::check(gguf, &hparams, task, labels.len())?;
         // Blocks begin with a 16-bit scale, and kernels read them where they lie.
         if let Some(t) = gguf.tensors.iter().find(|t| !gguf.data(bytes, t).as_ptr().addr().is_multiple_of(2)) {
             let message = format!("begins at an odd byte (offset {}, general.alignment {})", t.offset, gguf.alignment);
@@ -92,30 +100,24 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
     let arch = match gguf.str("general.architecture")? {
         "llama" => Arch::Llama,
         "qwen2" => Arch::Qwen2,
+        "qwen3" => Arch::Qwen3,
+        "gemma3" => Arch::Gemma3,
+        "phi3" => Arch::Phi3,
+        "gpt2" => Arch::Gpt2,
         "bert" => Arch::Bert,
         other => {
-            return Err(input(format!("architecture `{other}` is not supported; known: llama, qwen2, bert")));
+            return Err(input(format!(
+                "architecture `{other}` is not supported; known: llama, qwen2, qwen3, gemma3, phi3, gpt2, bert"
+            )));
         }
     };
-    let key = |part: &str| format!("{}.{part}", arch.name());
-    let size = |part: &str| -> Result<usize> { Ok(gguf.u32(&key(part))? as usize) };
-    let optional = |part: &str| -> Result<Option<usize>> {
-        match gguf.u32(&key(part)) {
-            Ok(v) => Ok(Some(v as usize)),
-            Err(GgufError::NoKey(_)) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
-    };
-    let float = |part: &str, default: f32| match gguf.f32(&key(part)) {
-        Err(GgufError::NoKey(_)) => Ok(default),
-        other => other,
-    };
-    let (hidden, n_heads) = (size("embedding_length")?, size("attention.head_count")?);
-    let n_kv_heads = optional("attention.head_count_kv")?.unwrap_or(n_heads);
+    let keys = Keys { gguf, arch };
+    let (hidden, n_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
+    let n_kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(n_heads);
     if n_heads == 0 || n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
         return Err(input(format!("{n_heads} heads cannot share {n_kv_heads} key heads")));
     }
-    let head_dim = match optional("attention.key_length")? {
+    let head_dim = match keys.optional("attention.key_length")? {
         Some(d) => d,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => {
@@ -124,45 +126,69 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
             )));
         }
     };
-    if let Some(v) = optional("attention.value_length")?
+    if let Some(v) = keys.optional("attention.value_length")?
         && v != head_dim
     {
         return Err(input(format!("value_length {v} differs from key_length {head_dim}, which is not supported")));
     }
-    let eps = if arch == Arch::Bert { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
-    let rope_dims = optional("rope.dimension_count")?.unwrap_or(head_dim);
-    if arch != Arch::Bert && rope_dims != head_dim {
+    let layer_norms = matches!(arch, Arch::Gpt2 | Arch::Bert);
+    let eps = if layer_norms { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
+    let rotary_dim = if layer_norms { 0 } else { keys.optional("rope.dimension_count")?.unwrap_or(head_dim) };
+    if !layer_norms && rotary_dim != head_dim && (arch != Arch::Phi3 || rotary_dim == 0 || rotary_dim > head_dim) {
         return Err(input(format!(
-            "rope.dimension_count {rope_dims} of head size {head_dim}: partial rotary embedding is not supported"
+            "rope.dimension_count {rotary_dim} of head size {head_dim}: partial rotary embedding is not supported"
         )));
     }
-    let rope_factor = match gguf.str(&key("rope.scaling.type")) {
+    let rope_factor = match gguf.str(&keys.name("rope.scaling.type")) {
         Err(GgufError::NoKey(_)) | Ok("none") => 1.0,
-        Ok("linear") => gguf.f32(&key("rope.scaling.factor"))?,
+        Ok("linear") => gguf.f32(&keys.name("rope.scaling.factor"))?,
         Ok(other) => return Err(input(format!("rope scaling `{other}` is not supported; known: none, linear"))),
         Err(e) => return Err(e.into()),
     };
+    if let Some(long) = gguf.tensors.iter().find(|t| t.name.starts_with("rope_factors_")) {
+        return Err(input(format!("tensor `{}`: rotations of two lengths (longrope) are not supported", long.name)));
+    }
+    for part in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        let cap = keys.float(part, 0.0)?;
+        if cap != 0.0 {
+            return Err(input(format!("{} is {cap}: capped logits are not supported", keys.name(part))));
+        }
+    }
     let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
-    let sliding_window = match gguf.u32("edgeft.attention.sliding_window") {
-        Ok(w) => Some(w as usize),
-        Err(GgufError::NoKey(_)) => None,
-        Err(e) => return Err(e.into()),
-    };
+    let n_layers = keys.size("block_count")?;
+    let (sliding_window, local_layers) = keys.windows(n_layers.min(MOST_LAYERS))?;
     let hparams = Hparams {
         arch,
         n_vocab: embedding.dims.get(1).copied().unwrap_or(0) as usize,
-        n_ctx: size("context_length")?,
+        n_ctx: keys.size("context_length")?,
         hidden,
-        ffn: size("feed_forward_length")?,
-        n_layers: size("block_count")?,
+        ffn: keys.size("feed_forward_length")?,
+        n_layers,
         n_heads,
         n_kv_heads,
         head_dim,
-        norm_eps: gguf.f32(&key(eps))?,
-        rope_theta: float("rope.freq_base", 10_000.0)?,
+        norm_eps: gguf.f32(&keys.name(eps))?,
+        rotary_dim,
+        rope_theta: keys.float("rope.freq_base", 10_000.0)?,
         rope_factor,
+        local_rope_theta: match arch {
+            Arch::Gemma3 if sliding_window.is_some() => Some(keys.float("rope.freq_base_swa", 10_000.0)?),
+            _ => None,
+        },
         sliding_window,
-        n_token_types: if arch == Arch::Bert { gguf.u32("tokenizer.ggml.token_type_count")? as usize } else { 0 },
+        local_layers,
+        attention_scale: keys.attention_scale(hidden, n_layers, n_heads, head_dim)?,
+        embedding_scale: if arch == Arch::Gemma3 { (hidden as f32).sqrt() } else { 1.0 },
+        activation: match arch {
+            Arch::Bert => Act::Gelu,
+            Arch::Gemma3 | Arch::Gpt2 => Act::GeluTanh,
+            _ => Act::Silu,
+        },
+        // An encoder without the table (DistilBERT) knows no types, whatever llama.cpp must be told.
+        n_token_types: match gguf.tensor("token_types.weight") {
+            Some(_) if arch == Arch::Bert => gguf.u32("tokenizer.ggml.token_type_count")? as usize,
+            _ => 0,
+        },
         causal: arch != Arch::Bert,
     };
     for (name, value) in [
@@ -170,14 +196,16 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
         ("head size", head_dim),
         ("context_length", hparams.n_ctx),
         ("feed_forward_length", hparams.ffn),
-        ("block_count", hparams.n_layers),
     ] {
         if value == 0 || value > 1 << 28 {
             return Err(input(format!("{name} is {value}")));
         }
     }
-    if arch != Arch::Bert && head_dim % 2 != 0 {
-        return Err(input(format!("head size {head_dim} is odd; rotary embedding needs pairs")));
+    if n_layers == 0 || n_layers > MOST_LAYERS {
+        return Err(input(format!("block_count is {n_layers}; at most {MOST_LAYERS} are read")));
+    }
+    if rotary_dim % 2 != 0 {
+        return Err(input(format!("head size {rotary_dim} is odd; rotary embedding needs pairs")));
     }
     let labels = match gguf.get("edgeft.labels") {
         Some(Value::Array(Array::Str(labels))) => labels.clone(),
@@ -196,110 +224,166 @@ fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
     Ok((hparams, task, labels))
 }
 
-/// Every tensor that the engine will read, with the shape it must have (ggml order), before anything is computed.
-fn check_tensors(gguf: &Gguf, h: &Hparams, task: Task, n_labels: usize) -> Result<()> {
-    let need = |name: &str, dims: &[usize]| -> Result<()> {
-        let t = gguf.tensor(name).ok_or_else(|| missing(name))?;
-        same(t, dims)
-    };
-    let maybe = |name: &str, dims: &[usize]| gguf.tensor(name).map_or(Ok(()), |t| same(t, dims));
-    let (c, f, q, kv) = (h.hidden, h.ffn, h.n_heads * h.head_dim, h.n_kv_heads * h.head_dim);
-    need("token_embd.weight", &[c, h.n_vocab])?;
-    let array = |key: &str, n: usize| -> Result<()> {
-        match gguf.array(key)? {
-            Array::F32(v) if v.len() == n => Ok(()),
-            other => {
-                Err(Error::new(Kind::Shape, key, format!("has {} elements, the model needs {n} f32", other.len())))
-            }
-        }
-    };
-    if h.arch == Arch::Bert {
-        need("position_embd.weight", &[c, h.n_ctx])?;
-        need("token_types.weight", &[c, h.n_token_types])?;
-        need("token_embd_norm.weight", &[c])?;
-        need("token_embd_norm.bias", &[c])?;
-        for i in 0..h.n_layers {
-            for (part, out, input) in [
-                ("attn_q", q, c),
-                ("attn_k", kv, c),
-                ("attn_v", kv, c),
-                ("attn_output", c, q),
-                ("ffn_up", f, c),
-                ("ffn_down", c, f),
-            ] {
-                need(&format!("blk.{i}.{part}.weight"), &[input, out])?;
-                need(&format!("blk.{i}.{part}.bias"), &[out])?;
-            }
-            for part in ["attn_output_norm", "layer_output_norm"] {
-                need(&format!("blk.{i}.{part}.weight"), &[c])?;
-                need(&format!("blk.{i}.{part}.bias"), &[c])?;
-            }
-        }
-        match task {
-            Task::Classify => {
-                need("cls.weight", &[c, c])?;
-                need("cls.bias", &[c])?;
-                need("cls.output.weight", &[c, n_labels])?;
-                need("cls.output.bias", &[n_labels])?;
-            }
-            Task::Answer => {
-                array("edgeft.head.qa_outputs.weight", 2 * c)?;
-                array("edgeft.head.qa_outputs.bias", 2)?;
-            }
-            Task::Embed => {}
-            Task::Generate => return Err(input("an encoder cannot generate".into())),
-        }
-        return Ok(());
-    }
-    need("output_norm.weight", &[c])?;
-    maybe("output.weight", &[c, h.n_vocab])?;
-    maybe("rope_freqs.weight", &[h.head_dim / 2])?;
-    for i in 0..h.n_layers {
-        need(&format!("blk.{i}.attn_norm.weight"), &[c])?;
-        need(&format!("blk.{i}.ffn_norm.weight"), &[c])?;
-        for (part, out, input) in [
-            ("attn_q", q, c),
-            ("attn_k", kv, c),
-            ("attn_v", kv, c),
-            ("attn_output", c, q),
-            ("ffn_gate", f, c),
-            ("ffn_up", f, c),
-            ("ffn_down", c, f),
-        ] {
-            need(&format!("blk.{i}.{part}.weight"), &[input, out])?;
-            maybe(&format!("blk.{i}.{part}.bias"), &[out])?;
-        }
-    }
-    if task == Task::Classify {
-        array("edgeft.head.score.weight", n_labels * c)?;
-    }
-    Ok(())
+/// Keys of one architecture.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    arch: Arch,
 }
 
-fn same(t: &TensorInfo, dims: &[usize]) -> Result<()> {
-    let found: Vec<usize> = t.dims.iter().map(|d| *d as usize).collect();
-    // ggml drops trailing dimensions of 1.
-    let trimmed = |d: &[usize]| -> Vec<usize> {
-        let n = d.iter().rposition(|v| *v != 1).map_or(1, |p| p + 1);
-        d[..n].to_vec()
-    };
-    if trimmed(&found) != trimmed(dims) {
-        return Err(Error::new(
-            Kind::Shape,
-            format!("tensor `{}`", t.name),
-            format!("has dimensions {found:?}, the metadata says {dims:?}"),
-        ));
+impl Keys<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("{}.{part}", self.arch.name())
     }
-    if dims.len() == 1 && t.ty != GgmlType::F32 {
-        return Err(Error::new(
-            Kind::Input,
-            format!("tensor `{}`", t.name),
-            format!("is {}; norms and biases must be f32", t.ty),
-        ));
+
+    fn size(&self, part: &str) -> Result<usize> {
+        Ok(self.gguf.u32(&self.name(part))? as usize)
     }
-    Ok(())
+
+    fn optional(&self, part: &str) -> Result<Option<usize>> {
+        self.number(&self.name(part))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<usize>> {
+        match self.gguf.u32(key) {
+            Ok(v) => Ok(Some(v as usize)),
+            Err(GgufError::NoKey(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn float(&self, part: &str, default: f32) -> Result<f32> {
+        match self.gguf.f32(&self.name(part)) {
+            Err(GgufError::NoKey(_)) => Ok(default),
+            other => Ok(other?),
+        }
+    }
+
+    /// The window, and in which layers it holds: empty is all of them.
+    fn windows(&self, n_layers: usize) -> Result<(Option<usize>, Vec<bool>)> {
+        let window = match self.arch {
+            Arch::Gemma3 | Arch::Phi3 => self.optional("attention.sliding_window")?.filter(|w| *w > 0),
+            _ => self.number("edgeft.attention.sliding_window")?,
+        };
+        if self.arch != Arch::Gemma3 || window.is_none() {
+            return Ok((window, Vec::new()));
+        }
+        let wrong = |key: &str, n: usize| input(format!("{key} has {n} layers, block_count is {n_layers}"));
+        let key = self.name("attention.sliding_window_pattern");
+        for key in ["edgeft.attention.local_layers", &key] {
+            let local: Vec<bool> = match self.gguf.get(key) {
+                Some(Value::Array(Array::Bool(local))) => local.clone(),
+                Some(Value::Array(Array::U32(local))) => local.iter().map(|l| *l != 0).collect(),
+                Some(Value::Array(Array::I32(local))) => local.iter().map(|l| *l != 0).collect(),
+                _ => continue,
+            };
+            return if local.len() == n_layers { Ok((window, local)) } else { Err(wrong(key, local.len())) };
+        }
+        // Every n-th layer sees all; llama.cpp takes 6 where nothing is said, and 0 for none.
+        Ok((
+            window,
+            match self.number(&key)?.unwrap_or(6) {
+                0 => Vec::new(),
+                n => (0..n_layers).map(|i| i % n < n - 1).collect(),
+            },
+        ))
+    }
+
+    /// 1/√D, but for what our own key says, and for the largest Gemma 3, which llama.cpp knows by its layers.
+    fn attention_scale(&self, hidden: usize, n_layers: usize, n_heads: usize, head_dim: usize) -> Result<f32> {
+        match self.gguf.f32("edgeft.attention.scale") {
+            Ok(scale) if scale.is_finite() && scale > 0.0 => Ok(scale),
+            Ok(scale) => Err(input(format!("edgeft.attention.scale is {scale}"))),
+            Err(GgufError::NoKey(_)) if self.arch == Arch::Gemma3 && n_layers == LAYERS_OF_GEMMA_27B => {
+                Ok(1.0 / ((hidden / n_heads) as f32).sqrt())
+            }
+            Err(GgufError::NoKey(_)) => Ok(1.0 / (head_dim as f32).sqrt()),
+            Err(e) => Err(e.into()),
+        }
+    }
 }
 
 fn missing(name: &str) -> Error {
     Error::new(Kind::Input, format!("tensor `{name}`"), "is missing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::GgmlType;
+    use crate::format::gguf::{DEFAULT_ALIGNMENT, VERSION};
+
+    /// Metadata of a small Gemma 3, with keys put over it, and one tensor.
+    fn gemma3(more: &[(&str, Value)]) -> Gguf {
+        let mut keys: Vec<(String, Value)> = vec![("general.architecture".into(), Value::Str("gemma3".into()))];
+        for (key, n) in [
+            ("context_length", 64),
+            ("embedding_length", 64),
+            ("block_count", 7),
+            ("feed_forward_length", 96),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 2),
+            ("attention.sliding_window", 16),
+        ] {
+            keys.push((format!("gemma3.{key}"), Value::U32(n)));
+        }
+        keys.push(("gemma3.attention.layer_norm_rms_epsilon".into(), Value::F32(1e-6)));
+        for (key, value) in more {
+            keys.retain(|(k, _)| k != key);
+            keys.push(((*key).to_owned(), value.clone()));
+        }
+        let name = "token_embd.weight".to_owned();
+        let embedding = TensorInfo { name, ty: GgmlType::F32, dims: vec![64, 40], offset: 0, bytes: 64 * 40 * 4 };
+        let tensors = vec![embedding];
+        Gguf { version: VERSION, alignment: DEFAULT_ALIGNMENT, data_start: 0, metadata: keys, tensors }
+    }
+
+    #[test]
+    fn windows_go_by_layer_as_llama_cpp_has_them() {
+        let local = |more: &[(&str, Value)]| -> String {
+            let (h, ..) = read(&gemma3(more)).unwrap();
+            (0..7).map(|i| if h.window(i).is_some() { 'l' } else { 'g' }).collect()
+        };
+        const PATTERN: &str = "gemma3.attention.sliding_window_pattern";
+        assert_eq!(local(&[]), "lllllgl"); // every sixth where nothing is said
+        assert_eq!(local(&[(PATTERN, Value::U32(3))]), "llgllgl");
+        assert_eq!(local(&[(PATTERN, Value::U32(1))]), "ggggggg");
+        assert_eq!(local(&[(PATTERN, Value::U32(0))]), "lllllll");
+        let flags: Vec<bool> = "gllggll".chars().map(|c| c == 'l').collect();
+        for key in [PATTERN, "edgeft.attention.local_layers"] {
+            assert_eq!(local(&[(key, Value::Array(Array::Bool(flags.clone())))]), "gllggll");
+        }
+        assert_eq!(local(&[("gemma3.attention.sliding_window", Value::U32(0))]), "ggggggg");
+        let (h, ..) = read(&gemma3(&[])).unwrap();
+        assert_eq!((h.seen(100), h.seen(10)), (6 * 16 + 100, 70));
+        assert_eq!((h.local_rope_theta, h.embedding_scale, h.attention_scale), (Some(1e4), 8.0, 0.25));
+    }
+
+    #[test]
+    fn the_largest_gemma3_has_a_scale_of_its_own() {
+        let blocks = ("gemma3.block_count", Value::U32(62));
+        let length = ("gemma3.attention.key_length", Value::U32(4));
+        let scale = |more: &[(&str, Value)]| read(&gemma3(more)).unwrap().0.attention_scale;
+        assert_eq!(scale(&[blocks.clone(), length.clone()]), 0.25); // 64 over 4 heads
+        assert_eq!(scale(&[length.clone()]), 0.5);
+        assert_eq!(scale(&[blocks, length, ("edgeft.attention.scale", Value::F32(0.125))]), 0.125);
+    }
+
+    #[test]
+    fn what_would_be_another_network_is_refused_by_key() {
+        let refuses = |more: &[(&str, Value)], because: &str| {
+            let told = read(&gemma3(more)).unwrap_err().to_string();
+            assert!(told.contains(because), "{told}");
+        };
+        refuses(&[("gemma3.final_logit_softcapping", Value::F32(30.0))], "final_logit_softcapping is 30");
+        refuses(&[("gemma3.rope.dimension_count", Value::U32(8))], "partial rotary embedding");
+        refuses(&[("gemma3.block_count", Value::U32(100_000))], "block_count is 100000; at most 10000");
+        refuses(&[("edgeft.attention.scale", Value::F32(f32::NAN))], "edgeft.attention.scale is NaN");
+        refuses(
+            &[("edgeft.attention.local_layers", Value::Array(Array::Bool(vec![true])))],
+            "local_layers has 1 layers, block_count is 7",
+        );
+        let mut long = gemma3(&[]);
+        long.tensors[0].name = "rope_factors_long.weight".into();
+        assert!(read(&long).unwrap_err().to_string().contains("longrope"));
+    }
 }

@@ -153,8 +153,22 @@ fn spm(gguf: &Gguf) -> Result<Tokenizer> {
 
     let prefix = flag(gguf, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let tokens: Vec<Token> = vocabulary.into_iter().map(|(text, kind)| hf::sentence_piece(text, kind)).collect();
-    let coder = Coder::Spm(Box::new(Spm::new(&tokens, scores, special.unk, prefix)));
+    let phi3 = is_phi3(gguf)?;
+    let strips = |t: &Token| phi3 && strips_in_phi3(&t.text);
+    let coder = Coder::Spm(Box::new(Spm::new(&tokens, scores, special.unk, prefix, strips)));
     Tokenizer::assemble(coder, tokens, special, Joining::Bytes { strip: prefix })
+}
+
+/// Whether llama.cpp takes a file for one of Phi-3, whose markers take the spaces behind them along. No key says so: it
+/// looks at the model's name.
+fn is_phi3(gguf: &Gguf) -> Result<bool> {
+    let name = text(gguf, "general.name")?.unwrap_or_default().to_lowercase();
+    Ok(name.contains("phi-3") || name.contains("phi3"))
+}
+
+/// Which tokens of Phi-3 do that, of those that are split out.
+fn strips_in_phi3(token: &str) -> bool {
+    !["<unk>", "<s>", "<|endoftext|>"].contains(&token)
 }
 
 fn bpe(gguf: &Gguf) -> Result<Tokenizer> {

@@ -141,9 +141,11 @@ impl Decoding {
         }
     }
 
-    /// An added token is spelled plainly; only WordPiece parts it from its neighbour.
+    /// An added token is spelled plainly; but WordPiece parts it from its neighbour, and SentencePiece writes a space as in
+    /// any other (Gemma's runs of them).
     fn added(&self, text: String, kind: TokenKind) -> Token {
         match self {
+            Self::SentencePiece { .. } if kind == TokenKind::UserDefined => sentence_piece(text, kind),
             Self::WordPiece { prefix } => word_piece(text, kind, prefix),
             _ => Token { bytes: text.clone().into_bytes(), text, kind },
         }

@@ -4,7 +4,7 @@
 //! Spaces are written U+2581 inside the vocabulary, and one is put before the text and after every special token.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::{Token, TokenKind, input};
@@ -19,6 +19,8 @@ pub(super) struct Spm {
     scores: Vec<f32>,
     /// Tokens that are split out first, longest first.
     special: Vec<(String, u32)>,
+    /// Ids of those that take the spaces behind them along.
+    strips: HashSet<u32>,
     /// Bytes that some special token begins with: most text is passed over by a look here.
     special_starts: [bool; 256],
     /// `<0xNN>` of each byte, or the token that is that byte.
@@ -28,7 +30,14 @@ pub(super) struct Spm {
 }
 
 impl Spm {
-    pub fn new(tokens: &[Token], scores: Vec<f32>, unk: Option<u32>, add_space_prefix: bool) -> Self {
+    /// - `strips`: whether a token that is split out takes the spaces behind it along
+    pub fn new(
+        tokens: &[Token],
+        scores: Vec<f32>,
+        unk: Option<u32>,
+        add_space_prefix: bool,
+        strips: impl Fn(&Token) -> bool,
+    ) -> Self {
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in (0u32..).zip(tokens) {
             ids.entry(token.text.clone()).or_insert(id);
@@ -43,6 +52,7 @@ impl Spm {
                 (text, id)
             })
             .collect();
+        let strips = special.iter().map(|(_, id)| *id).filter(|id| strips(&tokens[*id as usize])).collect();
         special.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
         let mut special_starts = [false; 256];
         for (text, _) in &special {
@@ -53,7 +63,7 @@ impl Spm {
             own.or_else(|| std::str::from_utf8(&[b]).ok().and_then(|s| ids.get(s).copied()))
         };
         let bytes = (0..=255).map(byte).collect();
-        Self { bytes, ids, scores, special, special_starts, unk, add_space_prefix }
+        Self { bytes, ids, scores, special, strips, special_starts, unk, add_space_prefix }
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
@@ -75,6 +85,11 @@ impl Spm {
                     self.encode_plain(text, start..at, &mut out)?;
                     out.push((*id, at..at + s.len()));
                     at += s.len();
+                    if self.strips.contains(id) {
+                        let rest = &text[at..];
+                        at += rest.len()
+                            - rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').len();
+                    }
                     start = at;
                 }
                 None => at += here.chars().next().map_or(1, char::len_utf8),
@@ -216,7 +231,7 @@ mod tests {
         tokens.extend(["<0xF0>", "<0x9F>", "<0x98>", "<0x80>"].map(|t| token(t, TokenKind::Byte)));
         tokens.extend(["ab", "bc", "▁a", "▁", "a", "b", "c"].map(|t| token(t, TokenKind::Normal)));
         let scores = vec![0., 0., 0., 0., 0., 0., -1., -2., -3., -4., -5., -6., -7.];
-        Spm::new(&tokens, scores, Some(0), add_space_prefix)
+        Spm::new(&tokens, scores, Some(0), add_space_prefix, |_| false)
     }
 
     #[track_caller]
@@ -239,6 +254,16 @@ mod tests {
     fn a_missing_character_becomes_bytes_and_a_missing_byte_unknown() {
         check(&toy(false), "a😀", &["a", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]);
         check(&toy(false), "z", &["<unk>"]);
+    }
+
+    #[test]
+    fn a_token_that_strips_takes_the_spaces_behind_it() {
+        let plain = toy(true);
+        let mut strips = toy(true);
+        strips.strips.insert(1);
+        check(&plain, "<s> \na", &["<s>", "▁", "▁", "<unk>", "a"]);
+        check(&strips, "<s> \n a <s>", &["<s>", "▁a", "▁", "<s>"]);
+        check(&strips, "<s>\t", &["<s>"]);
     }
 
     #[test]

@@ -24,10 +24,22 @@ pub fn heads(gguf: &Gguf) -> Result<(usize, usize), String> {
 /// # Errors
 /// The key that is missing or says what is not supported.
 pub fn of(gguf: &Gguf, divisors: Option<Vec<f32>>) -> Result<Json, String> {
+    check(gguf)?;
     let meta = Meta { gguf, divisors };
+    if gguf.str("general.architecture") == Ok("bert") { encoder(&meta) } else { decoder(&meta) }
+}
+
+/// Whether files of this architecture can be tuned.
+///
+/// # Errors
+/// The architecture by name.
+pub fn check(gguf: &Gguf) -> Result<(), String> {
     match gguf.str("general.architecture").map_err(|e| e.to_string())? {
-        "llama" | "qwen2" => decoder(&meta),
-        "bert" => encoder(&meta),
+        "bert" if gguf.tensor("token_types.weight").is_none() => {
+            Err("a GGUF file of DistilBERT (no `token_types.weight`) cannot be tuned; tune its Hugging Face folder"
+                .into())
+        }
+        "llama" | "qwen2" | "bert" => Ok(()),
         other => Err(format!(
             "a GGUF file of architecture `{other}` cannot be tuned (known: llama, qwen2, bert); tune its Hugging Face folder"
         )),
@@ -95,6 +107,7 @@ fn decoder(meta: &Meta) -> Result<Json, String> {
     Ok(config)
 }
 
+/// BERT's words, which RoBERTa's network has too once its positions begin at the table's first row.
 fn encoder(meta: &Meta) -> Result<Json, String> {
     let gguf = meta.gguf;
     let types = gguf.u32("tokenizer.ggml.token_type_count").map_err(|e| e.to_string())?;

@@ -104,6 +104,9 @@ impl Tiny {
             }
         }
         out.norm("transformer.ln_f", c);
+        if self.config["architectures"][0] == "GPT2ForSequenceClassification" {
+            out.put("score.weight", &[self.config["id2label"].as_object().expect("labels").len(), c]);
+        }
     }
 
     pub(super) fn distilbert_tensors(&self, out: &mut Weights) {

@@ -26,6 +26,8 @@ impl Tiny {
             norm_eps: 1e-5,
             rope: Some(RopeSpec {
                 theta: 5e5,
+                local_theta: None,
+                dims: None,
                 scaling: RopeScaling::Llama3 {
                     factor: 8.0,
                     low_freq_factor: 1.0,
@@ -33,7 +35,10 @@ impl Tiny {
                     original_max_position_embeddings: 32,
                 },
             }),
+            position_offset: 0,
+            attention_scale: None,
             sliding_window: Some(16),
+            local_layers: Vec::new(),
             task: Task::Classify { labels: vec!["no".into(), "yes".into(), "может".into()] },
             type_vocab_size: 0,
         })

@@ -1,8 +1,9 @@
-//! BERT (arXiv:1810.04805): learned positions, post-norm blocks, GELU; a classifier, a span head, or a pooled vector.
+//! BERT (arXiv:1810.04805), RoBERTa (arXiv:1907.11692) and DistilBERT (arXiv:1910.01108): learned positions, post-norm blocks,
+//! GELU; a classifier, a span head, or a pooled vector.
 
 use super::linear::{Compute, Linear};
-use super::ops::{gelu, layer_norm};
-use super::{Finder, head, wanted};
+use super::ops::{Norm, bend};
+use super::{Finder, add, head, wanted};
 use crate::engine::{Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::format::block::decode;
@@ -15,16 +16,12 @@ use crate::model::{Model, Task};
 pub struct Bert {
     words: usize,
     positions: Vec<f32>, // (T, C)
-    types: Vec<f32>,     // (types, C)
+    /// (types, C); DistilBERT has none.
+    types: Option<Vec<f32>>,
     norm: Norm,
     layers: Vec<Layer>,
     head: Head,
     buffers: Buffers,
-}
-
-struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
 }
 
 struct Layer {
@@ -41,6 +38,8 @@ struct Layer {
 enum Head {
     /// tanh(pooler(first token)), then the labels.
     Classify { pooler: Linear, output: Linear },
+    /// relu(dense(first token)), then the labels: DistilBERT's, (C, C) and (labels, C) with their biases.
+    Rectified { dense: [Vec<f32>; 2], output: [Vec<f32>; 2] },
     /// (2, C) and (2): start and end of the answer.
     Span { weight: Vec<f32>, bias: Vec<f32> },
     /// The mean of all tokens, or the first token.
@@ -82,8 +81,9 @@ impl Bert {
     /// Finds every tensor.
     pub fn new(model: &Model) -> Result<Self> {
         let (find, h) = (Finder(model), model.hparams());
-        let norm = |name: String| -> Result<Norm> {
-            Ok(Norm { weight: find.vector(&format!("{name}.weight"))?, bias: find.vector(&format!("{name}.bias"))? })
+        let norm = |name: String| find.norm(&name, true);
+        let arrays = |name: &str| -> Result<[Vec<f32>; 2]> {
+            Ok([find.array(&format!("{name}.weight"))?, find.array(&format!("{name}.bias"))?])
         };
         let layers = (0..h.n_layers)
             .map(|i| {
@@ -101,17 +101,21 @@ impl Bert {
             })
             .collect::<Result<_>>()?;
         let head = match model.task() {
-            Task::Classify => Head::Classify { pooler: find.linear("cls")?, output: find.linear("cls.output")? },
-            Task::Answer => Head::Span {
-                weight: find.array("edgeft.head.qa_outputs.weight")?,
-                bias: find.array("edgeft.head.qa_outputs.bias")?,
+            Task::Classify if find.index("cls.weight").is_none() => Head::Rectified {
+                dense: arrays("edgeft.head.pre_classifier")?,
+                output: arrays("edgeft.head.classifier")?,
             },
+            Task::Classify => Head::Classify { pooler: find.linear("cls")?, output: find.linear("cls.output")? },
+            Task::Answer => {
+                let [weight, bias] = arrays("edgeft.head.qa_outputs")?;
+                Head::Span { weight, bias }
+            }
             Task::Embed | Task::Generate => Head::Pool { mean: mean_pooling(model)? },
         };
         Ok(Self {
             words: find.linear("token_embd")?.index,
             positions: find.vector("position_embd.weight")?,
-            types: find.vector("token_types.weight")?,
+            types: find.maybe("token_types.weight"),
             norm: norm("token_embd_norm".into())?,
             layers,
             head,
@@ -128,12 +132,17 @@ impl Bert {
         b.x.resize(n * c, 0.0);
         for (t, (x, id)) in b.x.chunks_mut(c).zip(run.tokens).enumerate() {
             decode(table.ty, table.row(*id as usize), x);
-            let ty = run.types.map_or(0, |types| usize::from(types[t]));
-            for (i, x) in x.iter_mut().enumerate() {
-                *x += self.positions[t * c + i] + self.types[ty * c + i];
+            let position = &self.positions[t * c..][..c];
+            match &self.types {
+                None => add(x, position),
+                Some(table) => {
+                    let ty = run.types.map_or(0, |types| usize::from(types[t]));
+                    let ty = &table[ty * c..][..c];
+                    x.iter_mut().zip(position.iter().zip(ty)).for_each(|(x, (p, t))| *x += p + t);
+                }
             }
         }
-        layer_norm(&mut b.x, &self.norm.weight, &self.norm.bias, eps);
+        self.norm.renew(&mut b.x, eps);
         for layer in &self.layers {
             compute.set(&b.x, c);
             compute.mul(model, &layer.q, &mut b.q);
@@ -146,22 +155,22 @@ impl Bert {
                 let (mut scores, mut row) = (vec![0.0; n], vec![0.0; d]);
                 for (kv_head, out) in out.chunks_mut(d).enumerate() {
                     let q = &q[t * c + kv_head * d..][..d];
-                    let scale = 1.0 / (d as f32).sqrt();
+                    let scale = h.attention_scale;
                     let seen = Seen { keys, values, span: (0, n), kv_head, width: c, scale };
                     kernels.attend(q, &seen, &mut scores, &mut row, out);
                 }
             });
             compute.set(&b.attended, c);
             compute.mul(model, &layer.attn_output, &mut b.y);
-            b.x.iter_mut().zip(&b.y).for_each(|(x, y)| *x += y);
-            layer_norm(&mut b.x, &layer.attn_norm.weight, &layer.attn_norm.bias, eps);
+            add(&mut b.x, &b.y);
+            layer.attn_norm.renew(&mut b.x, eps);
             compute.set(&b.x, c);
             compute.mul(model, &layer.up, &mut b.wide);
-            compute.pool.run_chunks(&mut b.wide, h.ffn, &|_, x| gelu(x));
+            compute.pool.run_chunks(&mut b.wide, h.ffn, &|_, x| bend(h.activation, x));
             compute.set(&b.wide, h.ffn);
             compute.mul(model, &layer.down, &mut b.y);
-            b.x.iter_mut().zip(&b.y).for_each(|(x, y)| *x += y);
-            layer_norm(&mut b.x, &layer.norm.weight, &layer.norm.bias, eps);
+            add(&mut b.x, &b.y);
+            layer.norm.renew(&mut b.x, eps);
         }
         if run.rows == Rows::None {
             return Ok(());
@@ -174,6 +183,12 @@ impl Bert {
                 compute.set(&b.y, c);
                 compute.mul(model, output, &mut b.q);
                 out.extend_from_slice(&b.q);
+            }
+            Head::Rectified { dense, output } => {
+                b.y.clear();
+                head(&compute.kernels, &dense[0], Some(&dense[1]), &b.x[..c], &mut b.y);
+                b.y.iter_mut().for_each(|y| *y = y.max(0.0));
+                head(&compute.kernels, &output[0], Some(&output[1]), &b.y, out);
             }
             Head::Span { weight, bias } => {
                 wanted(run).for_each(|t| head(&compute.kernels, weight, Some(bias), &b.x[t * c..][..c], out));

@@ -1,10 +1,11 @@
 //! y = W x + b for n activation rows, spread over the threads by rows of W.
 
-use crate::kernels::Kernels;
 use crate::kernels::acts::{Acts, Form};
+use crate::kernels::{Kernels, Matrix};
 use crate::model::Model;
 use crate::threads::Pool;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Weight rows that one task takes, at most: enough to be worth a turn, few enough to spread.
 const MOST_ROWS: usize = 64;
@@ -14,12 +15,22 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A matrix of the file, and its bias.
+/// A matrix of the file, or some rows of one, and its bias.
 pub struct Linear {
     /// Place in the file's table.
     pub index: usize,
+    /// Which rows, where several matrices lie one below the other in a tensor.
+    pub rows: Option<Range<usize>>,
     /// (rows).
     pub bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// The weights.
+    fn matrix<'a>(&self, model: &'a Model) -> Matrix<'a> {
+        let whole = model.matrix(self.index);
+        self.rows.clone().map_or(whole, |rows| whole.part(rows))
+    }
 }
 
 /// Kernels, threads, and the buffers that every matrix uses in turn.
@@ -46,7 +57,7 @@ impl Compute {
 
     /// y (n, rows) = W x + b for the activations that were set.
     pub fn mul(&mut self, model: &Model, linear: &Linear, y: &mut Vec<f32>) {
-        let w = model.matrix(linear.index);
+        let w = linear.matrix(model);
         self.acts.prepare(Form::of(w.ty));
         let (n, rows, cols) = (self.acts.n, w.rows, w.cols);
         y.resize(n * rows, 0.0);

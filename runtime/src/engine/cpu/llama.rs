@@ -1,8 +1,11 @@
-//! Llama (arXiv:2302.13971), Mistral (arXiv:2310.06825: a sliding window), Qwen2 (arXiv:2407.10671: biases on q, k, v).
+//! Llama (arXiv:2302.13971) and its kin: Mistral (arXiv:2310.06825: a sliding window), Qwen2 (arXiv:2407.10671: biases on q,
+//! k, v), Qwen3 (arXiv:2505.09388: norms of each head's query and key), Phi-3 (arXiv:2404.14219: q, k, v in one matrix, gate
+//! and up in another), Gemma 3 (arXiv:2503.19786: norms behind each half of a block too, windows and rotations by layer) and
+//! GPT-2 (learned positions, layer norms, no gate).
 
 use super::linear::{Compute, Linear};
-use super::ops::{Rope, rms_norm, swiglu};
-use super::{Finder, head, wanted};
+use super::ops::{Norm, Rope, bend, gated, rms_norm_heads};
+use super::{Finder, add, head, wanted};
 use crate::engine::Run;
 use crate::error::Result;
 use crate::format::block::decode;
@@ -19,10 +22,13 @@ thread_local! {
 /// Where the weights are, and buffers of one pass.
 pub struct Llama {
     embedding: usize,
+    /// (T, C), where positions are learned.
+    positions: Option<Vec<f32>>,
     blocks: Vec<Block>,
-    norm: Vec<f32>,
+    norm: Norm,
     head: Head,
-    rope: Rope,
+    /// Of layers that see all, then of local ones; none where positions are learned.
+    ropes: Vec<Rope>,
     buffers: Buffers,
 }
 
@@ -33,53 +39,45 @@ enum Head {
     Score(Vec<f32>),
 }
 
+/// x₁ = x + attention(norm x); y = x₁ + feed-forward(norm x₁), each half under a second norm where there is one.
 struct Block {
-    attn_norm: Vec<f32>,
+    attn_norm: Norm,
     q: Linear,
     k: Linear,
     v: Linear,
+    /// (D) each: norms of a head's query and key.
+    head_norms: Option<[Vec<f32>; 2]>,
     output: Linear,
-    ffn_norm: Vec<f32>,
-    gate: Linear,
+    post_attn_norm: Option<Norm>,
+    ffn_norm: Norm,
+    /// Absent where the feed-forward has no gate.
+    gate: Option<Linear>,
     up: Linear,
     down: Linear,
+    post_ffn_norm: Option<Norm>,
+    /// Which of the rotations.
+    rope: usize,
 }
 
 #[derive(Default)]
 struct Buffers {
-    x: Vec<f32>,             // (N, C)
-    normed: Vec<f32>,        // (N, C)
-    q: Vec<f32>,             // (N, H * D)
-    k: Vec<f32>,             // (N, K * D)
-    v: Vec<f32>,             // (N, K * D)
-    attended: Vec<f32>,      // (N, H * D)
-    y: Vec<f32>,             // (N, C)
-    gate: Vec<f32>,          // (N, F)
-    up: Vec<f32>,            // (N, F)
-    angles: Vec<(f32, f32)>, // (N, D / 2)
+    x: Vec<f32>,                  // (N, C)
+    normed: Vec<f32>,             // (N, C)
+    q: Vec<f32>,                  // (N, H * D)
+    k: Vec<f32>,                  // (N, K * D)
+    v: Vec<f32>,                  // (N, K * D)
+    attended: Vec<f32>,           // (N, H * D)
+    y: Vec<f32>,                  // (N, C)
+    gate: Vec<f32>,               // (N, F)
+    up: Vec<f32>,                 // (N, F)
+    angles: Vec<Vec<(f32, f32)>>, // (N, D / 2) for each kind of rotations
 }
 
 impl Llama {
     /// Finds every tensor.
     pub fn new(model: &Model) -> Result<Self> {
         let (find, h) = (Finder(model), model.hparams());
-        let blocks = (0..h.n_layers)
-            .map(|i| {
-                let linear = |part: &str| find.linear(&format!("blk.{i}.{part}"));
-                let norm = |part: &str| find.vector(&format!("blk.{i}.{part}.weight"));
-                Ok(Block {
-                    attn_norm: norm("attn_norm")?,
-                    q: linear("attn_q")?,
-                    k: linear("attn_k")?,
-                    v: linear("attn_v")?,
-                    output: linear("attn_output")?,
-                    ffn_norm: norm("ffn_norm")?,
-                    gate: linear("ffn_gate")?,
-                    up: linear("ffn_up")?,
-                    down: linear("ffn_down")?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let blocks = (0..h.n_layers).map(|i| Block::new(&find, h, i)).collect::<Result<_>>()?;
         let embedding = find.linear("token_embd")?;
         let at = embedding.index;
         let head = match model.task() {
@@ -87,10 +85,9 @@ impl Llama {
             _ if find.index("output.weight").is_some() => Head::Language(find.linear("output")?),
             _ => Head::Language(embedding),
         };
-        let factors = find.maybe("rope_freqs.weight");
-        let rope = Rope::new(h.head_dim, h.rope_theta, h.rope_factor, factors.as_deref(), h.arch == Arch::Llama);
-        let norm = find.vector("output_norm.weight")?;
-        Ok(Self { embedding: at, blocks, norm, head, rope, buffers: Buffers::default() })
+        let positions = if h.rotary_dim == 0 { Some(find.vector("position_embd.weight")?) } else { None };
+        let norm = find.norm("output_norm", h.arch == Arch::Gpt2)?;
+        Ok(Self { embedding: at, positions, blocks, norm, head, ropes: ropes(&find, h), buffers: Buffers::default() })
     }
 
     /// All runs in one pass; appends their rows to `out`.
@@ -107,25 +104,38 @@ impl Llama {
         let (c, d) = (h.hidden, h.head_dim);
         let (q_dim, kv_dim) = (h.n_heads * d, h.n_kv_heads * d);
         let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens.iter().copied()).collect();
+        let positions = || runs.iter().flat_map(|r| (0..r.tokens.len()).map(|i| cache.len(r.seq) + i));
         let table = model.matrix(self.embedding);
         b.x.resize(tokens.len() * c, 0.0);
         for (x, id) in b.x.chunks_mut(c).zip(&tokens) {
             decode(table.ty, table.row(*id as usize), x);
         }
-        b.angles.clear();
-        for run in runs {
-            let from = cache.len(run.seq);
-            (from..from + run.tokens.len()).for_each(|p| self.rope.angles(p, &mut b.angles));
+        if h.embedding_scale != 1.0 {
+            b.x.iter_mut().for_each(|x| *x *= h.embedding_scale);
+        }
+        if let Some(table) = &self.positions {
+            b.x.chunks_mut(c).zip(positions()).for_each(|(x, p)| add(x, &table[p * c..][..c]));
+        }
+        b.angles.resize(self.ropes.len(), Vec::new());
+        for (rope, angles) in self.ropes.iter().zip(&mut b.angles) {
+            angles.clear();
+            positions().for_each(|p| rope.angles(p, angles));
         }
         for (layer, block) in self.blocks.iter().enumerate() {
-            rms_norm(&b.x, &block.attn_norm, h.norm_eps, &mut b.normed);
+            block.attn_norm.apply(&b.x, h.norm_eps, &mut b.normed);
             compute.set(&b.normed, c);
             compute.mul(model, &block.q, &mut b.q);
             compute.mul(model, &block.k, &mut b.k);
             compute.mul(model, &block.v, &mut b.v);
-            for (t, angles) in b.angles.chunks(d / 2).enumerate() {
-                self.rope.rotate(&mut b.q[t * q_dim..][..q_dim], angles);
-                self.rope.rotate(&mut b.k[t * kv_dim..][..kv_dim], angles);
+            if let Some([q_norm, k_norm]) = &block.head_norms {
+                rms_norm_heads(&mut b.q, q_norm, h.norm_eps);
+                rms_norm_heads(&mut b.k, k_norm, h.norm_eps);
+            }
+            if let Some(rope) = self.ropes.get(block.rope) {
+                for (t, angles) in b.angles[block.rope].chunks(rope.pairs()).enumerate() {
+                    rope.rotate(&mut b.q[t * q_dim..][..q_dim], angles);
+                    rope.rotate(&mut b.k[t * kv_dim..][..kv_dim], angles);
+                }
             }
             b.attended.resize(tokens.len() * q_dim, 0.0);
             let mut at = 0;
@@ -138,16 +148,26 @@ impl Llama {
             }
             compute.set(&b.attended, q_dim);
             compute.mul(model, &block.output, &mut b.y);
-            add(&mut b.x, &b.y);
-            rms_norm(&b.x, &block.ffn_norm, h.norm_eps, &mut b.normed);
+            add_normed(&mut b.x, &b.y, block.post_attn_norm.as_ref(), h.norm_eps, &mut b.normed);
+            block.ffn_norm.apply(&b.x, h.norm_eps, &mut b.normed);
             compute.set(&b.normed, c);
-            compute.mul(model, &block.gate, &mut b.gate);
             compute.mul(model, &block.up, &mut b.up);
-            let up = &b.up;
-            compute.pool.run_chunks(&mut b.gate, h.ffn, &|t, gate| swiglu(gate, &up[t * h.ffn..][..h.ffn]));
-            compute.set(&b.gate, h.ffn);
+            let bent = match &block.gate {
+                Some(gate) => {
+                    compute.mul(model, gate, &mut b.gate);
+                    let up = &b.up;
+                    let act = |t: usize, gate: &mut [f32]| gated(h.activation, gate, &up[t * h.ffn..][..h.ffn]);
+                    compute.pool.run_chunks(&mut b.gate, h.ffn, &act);
+                    &b.gate
+                }
+                None => {
+                    compute.pool.run_chunks(&mut b.up, h.ffn, &|_, up| bend(h.activation, up));
+                    &b.up
+                }
+            };
+            compute.set(bent, h.ffn);
             compute.mul(model, &block.down, &mut b.y);
-            add(&mut b.x, &b.y);
+            add_normed(&mut b.x, &b.y, block.post_ffn_norm.as_ref(), h.norm_eps, &mut b.normed);
         }
         // The rows that are asked for, through the final norm and the head.
         let (mut at, mut rows) = (0, Vec::new());
@@ -159,7 +179,7 @@ impl Llama {
         if rows.is_empty() {
             return Ok(());
         }
-        rms_norm(&rows, &self.norm, h.norm_eps, &mut b.normed);
+        self.norm.apply(&rows, h.norm_eps, &mut b.normed);
         match &self.head {
             Head::Language(linear) => {
                 compute.set(&b.normed, c);
@@ -171,9 +191,67 @@ impl Llama {
     }
 }
 
+impl Block {
+    /// Finds the tensors of layer `i`.
+    fn new(find: &Finder, h: &Hparams, i: usize) -> Result<Self> {
+        let at = |part: &str| format!("blk.{i}.{part}");
+        let (q_dim, kv_dim) = (h.n_heads * h.head_dim, h.n_kv_heads * h.head_dim);
+        let norm = |part: &str| find.norm(&at(part), h.arch == Arch::Gpt2);
+        let linear = |part: &str| find.linear(&at(part));
+        let behind = |part: &str| if h.arch == Arch::Gemma3 { norm(part).map(Some) } else { Ok(None) };
+        let [q, k, v] = match h.arch {
+            Arch::Phi3 | Arch::Gpt2 => find.linears(&at("attn_qkv"), [q_dim, kv_dim, kv_dim])?,
+            _ => [linear("attn_q")?, linear("attn_k")?, linear("attn_v")?],
+        };
+        let (gate, up) = match h.arch {
+            Arch::Gpt2 => (None, linear("ffn_up")?),
+            Arch::Phi3 => {
+                let [gate, up] = find.linears(&at("ffn_up"), [h.ffn, h.ffn])?;
+                (Some(gate), up)
+            }
+            _ => (Some(linear("ffn_gate")?), linear("ffn_up")?),
+        };
+        let head_norms = match h.arch {
+            Arch::Qwen3 | Arch::Gemma3 => {
+                Some([find.vector(&at("attn_q_norm.weight"))?, find.vector(&at("attn_k_norm.weight"))?])
+            }
+            _ => None,
+        };
+        Ok(Self {
+            attn_norm: norm("attn_norm")?,
+            q,
+            k,
+            v,
+            head_norms,
+            output: linear("attn_output")?,
+            post_attn_norm: behind("post_attention_norm")?,
+            ffn_norm: norm("ffn_norm")?,
+            gate,
+            up,
+            down: linear("ffn_down")?,
+            post_ffn_norm: behind("post_ffw_norm")?,
+            rope: usize::from(h.local_rope_theta.is_some() && h.is_local(i)),
+        })
+    }
+}
+
+/// The rotations of layers that see all, then those of local ones where they are others.
+fn ropes(find: &Finder, h: &Hparams) -> Vec<Rope> {
+    if h.rotary_dim == 0 {
+        return Vec::new();
+    }
+    let factors = find.maybe("rope_freqs.weight");
+    let rope = |theta, linear, factors| {
+        Rope::new(h.rotary_dim, theta, linear, factors, h.arch == Arch::Llama).of_heads(h.head_dim)
+    };
+    let mut ropes = vec![rope(h.rope_theta, h.rope_factor, factors.as_deref())];
+    ropes.extend(h.local_rope_theta.map(|theta| rope(theta, 1.0, None)));
+    ropes
+}
+
 /// Causal attention of a run's tokens, already written to the cache, over their sequence.
 fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: usize, q: &[f32], out: &mut [f32]) {
-    let (d, group) = (h.head_dim, h.n_heads / h.n_kv_heads);
+    let (d, group, window) = (h.head_dim, h.n_heads / h.n_kv_heads, h.window(layer));
     let n = q.len() / (h.n_heads * d);
     let before = cache.len(seq);
     let (keys, values) = cache.rows(seq, layer, before + n);
@@ -181,9 +259,8 @@ fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: us
     compute.pool.run_chunks(out, group * d, &|i, out| {
         let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
         let to = before + t + 1;
-        let from = h.sliding_window.map_or(0, |w| to.saturating_sub(w));
-        let seen =
-            Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: 1.0 / (d as f32).sqrt() };
+        let from = window.map_or(0, |w| to.saturating_sub(w));
+        let seen = Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
         let q = &q[i * group * d..][..group * d];
         SCRATCH.with_borrow_mut(|(scores, row)| {
             scores.resize(scores.len().max(group * (to - from)), 0.0);
@@ -193,6 +270,13 @@ fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: us
     });
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+/// x = x + y, or x + norm(y); `normed` is room for it.
+fn add_normed(x: &mut [f32], y: &[f32], norm: Option<&Norm>, eps: f32, normed: &mut Vec<f32>) {
+    match norm {
+        None => add(x, y),
+        Some(norm) => {
+            norm.apply(y, eps, normed);
+            add(x, normed);
+        }
+    }
 }

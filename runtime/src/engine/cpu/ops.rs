@@ -1,4 +1,36 @@
-//! What stands between two matrices: norms, rotary embedding, gates. Slices in, slices out.
+//! What stands between two matrices: norms, rotary embedding, activations and gates. Slices in, slices out.
+
+use crate::model::Act;
+
+/// Weights of a norm: RMSNorm, or LayerNorm where there is a bias.
+pub struct Norm {
+    /// (C).
+    pub weight: Vec<f32>,
+    /// (C).
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Norm {
+    /// y = norm(x), row by row.
+    pub fn apply(&self, x: &[f32], eps: f32, y: &mut Vec<f32>) {
+        match &self.bias {
+            None => rms_norm(x, &self.weight, eps, y),
+            Some(bias) => {
+                y.clear();
+                y.extend_from_slice(x);
+                layer_norm(y, &self.weight, bias, eps);
+            }
+        }
+    }
+
+    /// x = norm(x), row by row.
+    pub fn renew(&self, x: &mut [f32], eps: f32) {
+        match &self.bias {
+            None => rms_norm_heads(x, &self.weight, eps),
+            Some(bias) => layer_norm(x, &self.weight, bias, eps),
+        }
+    }
+}
 
 /// y = x / rms(x) * w, row by row (Zhang and Sennrich, arXiv:1910.07467).
 pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut Vec<f32>) {
@@ -7,6 +39,15 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut Vec<f32>) {
         let square = x.iter().map(|v| f64::from(v * v)).sum::<f64>() / x.len() as f64;
         let r = 1.0 / (square + f64::from(eps)).sqrt();
         y.extend(x.iter().zip(w).map(|(x, w)| (f64::from(*x) * r) as f32 * w));
+    }
+}
+
+/// The same in place, for each head of (H, D) by one weight of (D).
+pub fn rms_norm_heads(x: &mut [f32], w: &[f32], eps: f32) {
+    for x in x.chunks_mut(w.len()) {
+        let square = x.iter().map(|v| f64::from(v * v)).sum::<f64>() / x.len() as f64;
+        let r = 1.0 / (square + f64::from(eps)).sqrt();
+        x.iter_mut().zip(w).for_each(|(x, w)| *x = (f64::from(*x) * r) as f32 * w);
     }
 }
 
@@ -25,20 +66,33 @@ pub fn layer_norm(x: &mut [f32], w: &[f32], b: &[f32], eps: f32) {
 
 /// Rotary frequencies of one model (RoFormer, arXiv:2104.09864, section 3.4.2).
 pub struct Rope {
-    /// (D/2) radians a position.
+    /// (R/2) radians a position, R rotated dimensions of a head.
     inv_freq: Vec<f64>,
-    /// Whether pairs are (2i, 2i + 1), as in GGUF files of Llama, or (i, i + D/2).
+    /// D.
+    head_dim: usize,
+    /// Whether pairs are (2i, 2i + 1), as in GGUF files of Llama, or (i, i + R/2).
     adjacent: bool,
 }
 
 impl Rope {
+    /// Rotations of whole heads.
     /// - `factors`: (D/2) what each frequency is divided by (`rope_freqs.weight`)
     pub fn new(head_dim: usize, theta: f32, linear: f32, factors: Option<&[f32]>, adjacent: bool) -> Self {
         let freq = |i: usize| {
             let base = f64::from(theta).powf(-(2.0 * i as f64) / head_dim as f64);
             base / f64::from(linear) / factors.map_or(1.0, |f| f64::from(f[i]))
         };
-        Self { inv_freq: (0..head_dim / 2).map(freq).collect(), adjacent }
+        Self { inv_freq: (0..head_dim / 2).map(freq).collect(), head_dim, adjacent }
+    }
+
+    /// Rotations of the first dimensions of heads that are wider.
+    pub fn of_heads(self, head_dim: usize) -> Self {
+        Self { head_dim, ..self }
+    }
+
+    /// Pairs that are rotated: angles of one position.
+    pub fn pairs(&self) -> usize {
+        self.inv_freq.len()
     }
 
     /// (cos, sin) of every pair at one position.
@@ -52,7 +106,7 @@ impl Rope {
     /// Rotates the heads of one token, in place. `x`: (H * D).
     pub fn rotate(&self, x: &mut [f32], angles: &[(f32, f32)]) {
         let half = self.inv_freq.len();
-        for x in x.chunks_mut(2 * half) {
+        for x in x.chunks_mut(self.head_dim) {
             for (i, (cos, sin)) in angles.iter().enumerate() {
                 let (a, b) = if self.adjacent { (2 * i, 2 * i + 1) } else { (i, i + half) };
                 let (p, q) = (x[a], x[b]);
@@ -67,6 +121,32 @@ impl Rope {
 pub fn swiglu(g: &mut [f32], u: &[f32]) {
     for (g, u) in g.iter_mut().zip(u) {
         *g = *g / (1.0 + (-*g).exp()) * u;
+    }
+}
+
+/// g = act(g) * u.
+pub fn gated(act: Act, g: &mut [f32], u: &[f32]) {
+    if act == Act::Silu {
+        return swiglu(g, u);
+    }
+    bend(act, g);
+    g.iter_mut().zip(u).for_each(|(g, u)| *g *= u);
+}
+
+/// x = act(x).
+pub fn bend(act: Act, x: &mut [f32]) {
+    match act {
+        Act::Silu => x.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp()),
+        Act::Gelu => gelu(x),
+        Act::GeluTanh => gelu_tanh(x),
+    }
+}
+
+/// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2 (Hendrycks and Gimpel, arXiv:1606.08415).
+fn gelu_tanh(x: &mut [f32]) {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    for x in x {
+        *x *= 0.5 * (1.0 + (SQRT_2_OVER_PI * (*x + 0.044_715 * *x * *x * *x)).tanh());
     }
 }
 
@@ -105,6 +185,45 @@ mod tests {
         let mut x = [1.0, 3.0];
         layer_norm(&mut x, &[1.0, 2.0], &[0.0, 1.0], 0.0);
         assert_eq!(x, [-1.0, 3.0]);
+    }
+
+    #[test]
+    fn norms_of_heads_and_of_rows_are_one() {
+        let (w, mut y) = ([0.5, 2.0, 1.0], Vec::new());
+        let mut x = [1.0, -2.0, 0.5, 3.0, 0.0, -1.0];
+        rms_norm(&x, &w, 1e-5, &mut y);
+        rms_norm_heads(&mut x, &w, 1e-5);
+        assert_eq!(x.to_vec(), y);
+    }
+
+    /// Values of torch's `gelu(approximate="tanh")` and `silu`.
+    #[test]
+    fn activations_at_known_places() {
+        let (mut tanh, mut silu) = ([-3.0, -1.0, 0.0, 0.5, 2.0], [-3.0, -1.0, 0.0, 0.5, 2.0]);
+        bend(Act::GeluTanh, &mut tanh);
+        bend(Act::Silu, &mut silu);
+        for (x, want) in tanh.into_iter().zip([-0.003_637_392, -0.158_808, 0.0, 0.345_714, 1.954_597_7]) {
+            assert!((x - want).abs() < 1e-6f32, "{x} {want}");
+        }
+        for (x, want) in silu.into_iter().zip([-0.142_277_6, -0.268_941_4, 0.0, 0.311_229_7, 1.761_594_2]) {
+            assert!((x - want).abs() < 1e-6f32, "{x} {want}");
+        }
+        let mut gate = [2.0, -1.0];
+        gated(Act::GeluTanh, &mut gate, &[2.0, -3.0]);
+        assert!((gate[0] - 3.909_195_4).abs() < 2e-6f32 && (gate[1] - 0.476_424).abs() < 1e-6, "{gate:?}");
+    }
+
+    #[test]
+    fn a_part_of_each_head_turns_as_a_narrow_head_would() {
+        let narrow = Rope::new(4, 100.0, 1.0, None, false);
+        let wide = Rope::new(4, 100.0, 1.0, None, false).of_heads(6);
+        let mut angles = Vec::new();
+        narrow.angles(3, &mut angles);
+        let (mut a, mut b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 2.0, 3.0, 4.0, 7.0, 8.0]);
+        narrow.rotate(&mut a, &angles);
+        wide.rotate(&mut b, &angles);
+        assert_eq!((&b[..4], &b[4..6], &b[6..10], &b[10..]), (&a[..], &[5.0, 6.0][..], &a[..], &[7.0, 8.0][..]));
+        assert_eq!((wide.pairs(), angles.len()), (2, 2));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::ports::{Output, Ports};
 use crate::error::{Error, Kind, Result};
 use crate::format::onnx::{Dim, Onnx};
-use crate::model::{Arch, Hparams, Task, input};
+use crate::model::{Act, Arch, Hparams, Task, input};
 use serde_json::Value as Json;
 
 /// Families that number the first token with 2: positions 0 and 1 are spoken for.
@@ -90,9 +90,15 @@ impl Config<'_> {
             n_kv_heads,
             head_dim,
             norm_eps: 0.0,
+            rotary_dim: if causal && self.config["model_type"] != "gpt2" { head_dim } else { 0 },
             rope_theta: 0.0,
             rope_factor: 0.0,
+            local_rope_theta: None,
             sliding_window: None,
+            local_layers: Vec::new(),
+            attention_scale: 0.0,
+            embedding_scale: 0.0,
+            activation: Act::Silu, // the graph's own, whatever it is
             n_token_types: match (&ports.types, causal) {
                 (Some(_), _) => self.maybe(&["type_vocab_size"], "")?.unwrap_or(1),
                 (None, false) => 2, // a tokenizer may tell two texts apart even where the graph does not
