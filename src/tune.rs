@@ -4,7 +4,7 @@
 //! - [`schedule`], [`optimizer`]: the learning rate of a step; AdamW with f32 moments
 //! - [`memory`]: what a run takes, before a weight is read, and how a micro-batch is cut so that it fits `--mem`
 //! - [`speed`]: how long it will take on this machine; [`reasons`]: why a default is what it is
-//! - [`budget`]: how many steps fit into `--budget`
+//! - [`budget`]: how many steps fit into `--budget`; [`sweep`]: settings that are tried out, and in which rounds
 //! - [`trainer`]: the loop, top to bottom: batch, loss, backward, clip, step, report
 //! - [`guard`]: what is trained and does not learn stops a run
 //! - [`checkpoint`]: weights + moments + cursor, so that a resumed run gives the same bytes
@@ -21,4 +21,5 @@ pub mod reasons;
 pub mod run_folder;
 pub mod schedule;
 pub mod speed;
+pub mod sweep;
 pub mod trainer;

@@ -239,7 +239,10 @@ impl Trainer<'_> {
     }
 
     /// Mean validation loss and share of targets right.
-    fn evaluate(&self) -> anyhow::Result<(f64, f64)> {
+    ///
+    /// # Errors
+    /// What candle reports.
+    pub fn evaluate(&self) -> anyhow::Result<(f64, f64)> {
         let mut sum = LossSum::default();
         let all = by_length(self.val.iter().collect());
         let batches = match self.config.size() {
