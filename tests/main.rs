@@ -21,4 +21,5 @@ mod package;
 mod parity;
 mod pipeline;
 mod server;
+mod trials;
 mod tune;

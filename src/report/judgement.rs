@@ -61,7 +61,7 @@ fn metrics(eval: &Value) -> Option<Table> {
         columns: strings(&["metric", "value", "from", "to"]),
         rows,
         note: format!(
-            "On {} rows{from}. From and to bound 95 % of 1,000 resamples of the rows: another such set would give such a value.",
+            "On {} rows{from}. From and to bound 95 % of 1,000 resamples of the rows: where another set of that size would likely put it.",
             plain(&eval["examples"])
         ),
     })

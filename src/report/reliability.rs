@@ -9,7 +9,7 @@ pub(super) fn figure(bins: &[Bin]) -> Option<String> {
     if total == 0 {
         return None;
     }
-    let (size, left, top, side) = ((420.0, 330.0), 48.0, 12.0, 270.0);
+    let (size, left, top, side) = ((432.0, 330.0), 48.0, 12.0, 270.0);
     let wide = 356.0;
     let x = |v: f64| left + v * wide;
     let y = |v: f64| top + (1.0 - v) * side;

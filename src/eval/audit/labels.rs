@@ -40,6 +40,8 @@ impl Rates {
 
 /// A text that speaks of a group, with its answer.
 struct Seen {
+    /// Groups are held against those of the same category.
+    category: String,
     group: String,
     predicted_favorable: bool,
     /// Whether the favorable label would be right, where that is known.
@@ -89,8 +91,8 @@ pub fn classifier(
                 let Some((first, second)) = &pair.groups else { continue };
                 for (group, p) in [(first, a), (second, b)] {
                     let predicted_favorable = likeliest(p) == favorable;
-                    let group = group.clone();
-                    seen.push(Seen { group, predicted_favorable, truth: truth(pair.label.as_ref()) });
+                    let (category, group) = (pair.category.clone(), group.clone());
+                    seen.push(Seen { category, group, predicted_favorable, truth: truth(pair.label.as_ref()) });
                 }
             }
             of_pairs(pairs, &answers, favorable)
@@ -98,8 +100,8 @@ pub fn classifier(
         Asked::Singles(rows) => {
             for (i, row) in rows.iter().enumerate() {
                 let predicted_favorable = likeliest(&ask(&row.text, row.row)?) == favorable;
-                let group = row.group.clone();
-                seen.push(Seen { group, predicted_favorable, truth: truth(row.label.as_ref()) });
+                let (category, group) = (String::new(), row.group.clone());
+                seen.push(Seen { category, group, predicted_favorable, truth: truth(row.label.as_ref()) });
                 progress(i + 1);
             }
             Audit {
@@ -152,7 +154,7 @@ fn of_pairs(pairs: &[Pair], answers: &[(Vec<f64>, Vec<f64>)], favorable: usize) 
     }
 }
 
-/// Rates by group, and how far apart they are, where groups are named.
+/// Rates by group, and how far apart those of one category are at most, where groups are named.
 fn add_gaps(audit: &mut Audit, seen: &[Seen]) -> anyhow::Result<()> {
     let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     seen.iter().enumerate().for_each(|(i, s)| groups.entry(&s.group).or_default().push(i));
@@ -179,9 +181,17 @@ fn add_gaps(audit: &mut Audit, seen: &[Seen]) -> anyhow::Result<()> {
         .collect();
     let gap = |wanted: &[Option<bool>]| {
         bootstrap(seen.len(), SEED, |draw| {
-            let mut parts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-            draw.iter().for_each(|i| parts.entry(&seen[*i].group).or_default().push(*i));
-            wanted.iter().map(|w| spread(parts.values().filter_map(|rows| rate(seen, rows, *w)))).fold(0.0, f64::max)
+            let mut parts: BTreeMap<&str, BTreeMap<&str, Vec<usize>>> = BTreeMap::new();
+            for i in draw {
+                parts.entry(&seen[*i].category).or_default().entry(&seen[*i].group).or_default().push(*i);
+            }
+            let largest = |w: &Option<bool>| {
+                let of = |groups: &BTreeMap<&str, Vec<usize>>| {
+                    spread(groups.values().filter_map(|rows| rate(seen, rows, *w)))
+                };
+                parts.values().map(of).fold(0.0, f64::max)
+            };
+            wanted.iter().map(largest).fold(0.0, f64::max)
         })
     };
     let parity = gap(&[None]);
@@ -251,13 +261,20 @@ mod tests {
             ("w", false, false),
             ("w", false, false),
         ]
-        .map(|(g, p, t)| Seen { group: g.into(), predicted_favorable: p, truth: Some(t) })
+        .map(|(g, p, t)| Seen { category: "c".into(), group: g.into(), predicted_favorable: p, truth: Some(t) })
         .into();
         let mut audit = of_pairs(&[], &[], 0);
         add_gaps(&mut audit, &seen).unwrap();
         let of = |name: &str| audit.more.iter().find(|(n, _)| *n == name).unwrap().1.value;
         assert_eq!((of("demographic_parity_gap"), of("equalized_odds_gap")), (0.5, 0.5));
         assert_eq!(audit.rates[0].true_positive, Some(1.0));
+        // A group of another category is no other side.
+        let other = |p| Seen { category: "d".into(), group: "x".into(), predicted_favorable: p, truth: None };
+        let more: Vec<Seen> = seen.into_iter().chain([other(false), other(false)]).collect();
+        let mut wider = of_pairs(&[], &[], 0);
+        add_gaps(&mut wider, &more).unwrap();
+        assert_eq!(wider.more.iter().find(|(n, _)| *n == "demographic_parity_gap").unwrap().1.value, 0.5);
+        let seen = more;
         audit.metric = "demographic_parity_gap";
         assert!(add_gaps(&mut audit, &seen[..2]).unwrap_err().to_string().contains("`m`"));
     }
