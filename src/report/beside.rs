@@ -5,12 +5,15 @@ use super::{ReportData, Table};
 use serde_json::Value;
 use std::path::Path;
 
+/// What makes tables of a file.
+type Maker = fn(&Value) -> Vec<Table>;
+
 /// Adds a table for each file that is there.
 ///
 /// # Errors
 /// A file that is no JSON, by name.
 pub(super) fn add(data: &mut ReportData, run: &Path) -> anyhow::Result<()> {
-    let makers: [(&str, fn(&Value) -> Vec<Table>); 5] = [
+    let makers: [(&str, Maker); 5] = [
         ("audit.json", audit),
         ("verify.json", verification),
         ("bench.json", latency),

@@ -123,7 +123,10 @@ fn front(file: &RunFile, name: &str, eval: Option<&Value>) -> String {
     if full {
         out.push_str("- full-fine-tuning\n");
     } else {
-        let _ = writeln!(out, "- base_model:adapter:{base}\n- {}", method(file));
+        if is_hub_name(&base) {
+            let _ = writeln!(out, "- base_model:adapter:{base}");
+        }
+        let _ = writeln!(out, "- {}", method(file));
     }
     let Some(eval) = eval else {
         out.push_str("---\n");

@@ -141,8 +141,8 @@ fn keep(folder: &Path, fold: usize, evaluation: &Evaluation, args: &TuneArgs) ->
 
 /// Mean and deviation of every metric, and the predictions of all folds in the order of their rows.
 fn summarize(args: &TuneArgs, k: usize, folds: &[Vec<usize>]) -> anyhow::Result<Value> {
-    let (mut values, mut rows, mut per_fold): (BTreeMap<String, Vec<f64>>, Vec<(u64, String)>, Vec<Value>) =
-        Default::default();
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let (mut rows, mut per_fold) = (Vec::new(), Vec::new());
     for (fold, held_out) in (1..=k).zip(folds) {
         let folder = args.out.join(format!("fold-{fold}"));
         let read = |name: &str| {
@@ -192,15 +192,15 @@ fn print(args: &TuneArgs, k: usize, summary: &Value, can_leave: bool) {
     }
     print!("{}", show::table(&rows));
     println!(
-        "\n{out}/out_of_fold.jsonl holds a prediction for every row. Folds say how good such a model is, not which to ship:"
+        "\n{out}/out_of_fold.jsonl holds a prediction for every row. Folds say how good such a model is, not which to ship."
     );
-    let (val, next) = if can_leave { (" --no-val", "quantize") } else { (" --no-val", "merge") };
+    let next = if can_leave { "quantize FINAL --type q4_k_m --out model.gguf" } else { "merge FINAL --out merged/" };
     println!(
-        "\nNext:\n  edgeft tune --model {} --data {} --out FINAL{val}   # on every row",
+        "\nNext:\n  edgeft tune --model {} --data {} --out FINAL --no-val   # on every row",
         args.model,
         args.data.display()
     );
-    println!("  edgeft {next} FINAL ...\n  edgeft report {out} --out folds.html");
+    println!("  edgeft {next}\n  edgeft report {out} --out folds.html");
 }
 
 /// The plan of the first fold; the others take as long.

@@ -131,6 +131,11 @@ fn trials(args: &TuneArgs, sweep: &Sweep, shared: &Shared) -> anyhow::Result<Vec
             crate::bad_input!("--{name} is given, and the sweep has a list of it; leave one of them out");
         }
         let settings = trial.settings.clone().over(shared.settings.clone());
+        if settings.budget.is_some() {
+            crate::bad_input!(
+                "--sweep and --budget: trials are halved by steps, and a budget would give each another number"
+            );
+        }
         let config = TuneConfig::resolve(&settings, shared.read.task, &shared.opened.config)
             .with_context(|| format!("trial {}: {}", trial.number, trial.words()))?;
         if config.init == Init::Pissa || config.method == Method::Full {

@@ -98,7 +98,7 @@ pub fn temperature(rows: &[Scored]) -> f64 {
 
 /// Whether a temperature lies at an end of what is looked among: every row right (or wrong), so that there is no best one.
 pub fn is_unbounded(temperature: f64) -> bool {
-    temperature < COLDEST * 1.01 || temperature > HOTTEST / 1.01
+    !(COLDEST * 1.01..=HOTTEST / 1.01).contains(&temperature)
 }
 
 /// The rows as they are at a temperature.
