@@ -76,6 +76,8 @@ pub enum Verb {
     Package(commands::package::PackageArgs),
     /// Measure first-token latency, tokens per second and memory
     Bench(commands::bench::BenchArgs),
+    /// Ask what changes in a model's answers when a group word does
+    Audit(commands::audit::AuditArgs),
     /// Show what is in a GGUF, safetensors or ONNX file
     Inspect(commands::inspect::InspectArgs),
     /// Make one page of a RUN, or of what a verb printed with --json

@@ -1,5 +1,6 @@
 //! One verb a file: arguments in, report out. Only this folder and the binaries print, read the environment or exit.
 
+pub mod audit;
 pub mod bench;
 pub mod data;
 pub mod demo;
@@ -51,6 +52,7 @@ pub fn main(cli: Cli) -> ExitCode {
         #[cfg(feature = "server")]
         Verb::Serve(args) => serve::run(args, global),
         Verb::Package(args) => package::run(args, global),
+        Verb::Audit(args) => audit::run(args, global),
         Verb::Bench(args) => bench::run(args, global),
         Verb::Inspect(args) => inspect::run(args, global),
         Verb::Targets(args) => targets::run(args, global),

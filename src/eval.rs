@@ -1,28 +1,46 @@
 //! A model and a dataset become numbers with intervals.
 //!
-//! - [`metrics`]: accuracy, F1, exact match, perplexity, bootstrap; pure functions
-//! - [`subject`]: a model on an engine, asked for logits
-//! - [`rows`]: DATA as the rows that the subject is judged on
-//! - [`answer`]: spans and generated answers → text; [`preference`]: pairs of answers; [`vectors`]: texts by what lies near
+//! - [`metrics`]: accuracy, F1, exact match, perplexity, calibration, ROUGE-L, bootstrap, paired tests; pure functions
+//! - [`subject`]: a model on an engine, asked for logits; [`rows`]: DATA as the rows that it is judged on
+//! - [`classes`]: labels; [`answer`]: spans and generated answers → text; [`text`]: perplexity, also with a stride
+//! - [`preference`]: pairs of answers; [`vectors`]: texts by what lies near
+//! - [`written`]: what a model writes, against what should have been written
+//! - [`against`]: two models on the same rows
+//! - [`folds`]: one number a fold → mean and deviation; [`audit`]: what changes with a group word
+//! - [`show`]: an evaluation as JSON and as lines
 
+pub mod against;
 pub mod answer;
+pub mod audit;
+pub mod classes;
+pub mod folds;
 pub mod metrics;
 pub mod preference;
 pub mod rows;
+pub mod show;
 pub mod subject;
+pub mod text;
 pub mod vectors;
+pub mod written;
 
-use crate::data::batch::Target;
 use crate::data::schema::Task as TaskName;
 use crate::model::network::Task;
-use metrics::{Confusion, Interval};
+use answer::Answers;
+use classes::Classes;
+use metrics::Interval;
 use rows::Judged;
-use serde_json::{Value, json};
-use std::fmt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use subject::Subject;
+use written::Written;
 
 /// Seed of the bootstrap: intervals of the same predictions are the same.
-const SEED: u64 = 0;
+pub const SEED: u64 = 0;
+
+/// Rows that went most wrong and are kept with their text.
+const WORST: usize = 20;
+/// Characters of a text that are kept with them.
+const LONGEST: usize = 400;
 
 /// What was measured.
 pub struct Evaluation {
@@ -36,35 +54,110 @@ pub struct Evaluation {
     pub perplexity: Option<Interval>,
     /// For classification.
     pub classes: Option<Classes>,
-    /// Exact match and F1, for answers.
-    pub answers: Option<(Interval, Interval)>,
+    /// For answers.
+    pub answers: Option<Answers>,
     /// For pairs of answers.
     pub preferred: Option<preference::Preferred>,
     /// For vectors.
     pub vectors: Option<vectors::Vectors>,
+    /// Of what was written, where it was.
+    pub written: Option<Written>,
+    /// The rows that went most wrong, worst first.
+    pub worst: Vec<Worst>,
+    /// What came of each row: what two models are compared by.
+    pub outcomes: Outcomes,
     /// A line a row.
     pub predictions: Vec<Value>,
 }
 
-/// Numbers of a classification.
-pub struct Classes {
-    /// Rows are the truth.
-    pub confusion: Confusion,
-    /// Share of rows right.
-    pub accuracy: Interval,
-    /// Mean F1 of the labels.
-    pub macro_f1: Interval,
+/// What came of each row.
+#[derive(Debug, Clone)]
+pub enum Outcomes {
+    /// The right label and the one that was predicted.
+    Classes(Vec<(u32, u32)>),
+    /// Exact match and F1.
+    Answers(Vec<(f64, f64)>),
+    /// Summed nats and targets.
+    Text(Vec<(f64, usize)>),
+    /// Whether the chosen answer was the likelier.
+    Pairs(Vec<bool>),
+    /// One over the place of the first right text.
+    Places(Vec<f64>),
+    /// Cosines, and what people said.
+    Scores(Vec<(f64, f64)>),
 }
 
-/// Judges.
+impl Evaluation {
+    /// With nothing but these.
+    fn new(task: TaskName, examples: usize, outcomes: Outcomes, predictions: Vec<Value>) -> Self {
+        let (loss, perplexity, classes, answers, preferred) = (None, None, None, None, None);
+        let (vectors, written, worst) = (None, None, Vec::new());
+        Self {
+            task,
+            examples,
+            loss,
+            perplexity,
+            classes,
+            answers,
+            preferred,
+            vectors,
+            written,
+            worst,
+            outcomes,
+            predictions,
+        }
+    }
+}
+
+/// A row that went wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Worst {
+    /// Line of the file (of a pre-tokenized file the row).
+    pub row: usize,
+    /// What was asked.
+    pub text: String,
+    /// What would have been right.
+    pub right: String,
+    /// What was predicted.
+    pub predicted: String,
+    /// How wrong it was: the probability of the wrong label, 1 - F1 of an answer, nats a token of a text.
+    pub badness: f64,
+}
+
+/// What is fitted before rows are judged, and on which other rows.
+#[derive(Default)]
+pub struct Fit<'a> {
+    /// Rows to fit on, and what they are called.
+    pub on: Option<(&'a Judged, String)>,
+    /// Chance of "no answer" above which a question stays unanswered; when not given, it is fitted, or one half.
+    pub threshold: Option<f64>,
+}
+
+/// Judges, with nothing to fit.
+///
+/// # Errors
+/// A task that the model has no head for; what the engine says.
 pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
+    evaluate_with(subject, judged, &Fit::default(), progress)
+}
+
+/// Judges. `progress` counts the rows that are fitted on, too.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_with(
+    subject: &mut Subject,
+    judged: &Judged,
+    fit: &Fit,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Evaluation> {
     fits(subject, judged.task)?;
     match judged.task {
-        TaskName::Classify => classify(subject, judged, progress),
-        TaskName::Answer => answer::evaluate(subject, judged, progress),
+        TaskName::Classify => classes::evaluate(subject, judged, fit, progress),
+        TaskName::Answer => answer::evaluate(subject, judged, fit, progress),
         TaskName::Preference => preference::evaluate(subject, judged, progress),
         TaskName::Embed => vectors::evaluate(subject, judged, progress),
-        _ => text(subject, judged, progress),
+        _ => text::evaluate(subject, judged, progress),
     }
 }
 
@@ -86,53 +179,25 @@ fn fits(subject: &Subject, task: TaskName) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn classify(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
-    let labels = judged.labels.clone();
-    let mut pairs = Vec::new();
-    let (mut nll, mut predictions) = (0.0, Vec::new());
-    for (i, row) in judged.rows.iter().enumerate() {
-        let Target::Class(truth) = row.target else { anyhow::bail!("row {}: no label", row.source) };
-        let logits = subject.logits(row)?;
-        let p = softmax(&logits.values);
-        if p.len() != labels.len() {
-            crate::bad_input!("the model has {} labels, the data {}", p.len(), labels.len());
-        }
-        let best = (0..p.len()).fold(0, |b, i| if p[i] > p[b] { i } else { b });
-        nll -= p[truth as usize].max(1e-30).ln();
-        pairs.push((truth, best as u32));
-        let scores: serde_json::Map<String, Value> = labels.iter().cloned().zip(p.iter().map(|p| json!(p))).collect();
-        predictions.push(json!({"label": labels[truth as usize], "predicted": labels[best], "scores": scores}));
-        progress(i + 1);
+/// The worst of rows, each with how bad it is.
+fn worst_of(mut rows: Vec<Worst>) -> Vec<Worst> {
+    rows.sort_by(|a, b| b.badness.total_cmp(&a.badness).then(a.row.cmp(&b.row)));
+    rows.truncate(WORST);
+    for row in &mut rows {
+        row.text = shortened(&row.text);
+        row.right = shortened(&row.right);
+        row.predicted = shortened(&row.predicted);
     }
-    let (accuracy, macro_f1) = metrics::classification_intervals(&labels, &pairs, SEED);
-    let loss = Some(nll / pairs.len().max(1) as f64);
-    let classes = Some(Classes { confusion: Confusion::count(&labels, &pairs), accuracy, macro_f1 });
-    Ok(Evaluation { classes, ..Evaluation::new(TaskName::Classify, pairs.len(), loss, predictions) })
+    rows
 }
 
-fn text(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Evaluation> {
-    let mut sums: Vec<(f64, usize)> = Vec::new();
-    let mut predictions = Vec::new();
-    for (i, row) in judged.rows.iter().enumerate() {
-        let Target::Tokens(targets) = &row.target else { anyhow::bail!("row {}: no tokens to predict", row.source) };
-        let logits = subject.logits(row)?;
-        let (mut nll, mut count) = (0.0, 0);
-        for (target, x) in targets.iter().zip(logits.values.chunks(logits.width)) {
-            if let Some(t) = target {
-                let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = x.iter().map(|v| f64::from(v - max).exp()).sum();
-                nll += sum.ln() - f64::from(x[*t as usize] - max);
-                count += 1;
-            }
-        }
-        sums.push((nll, count));
-        predictions.push(json!({"row": row.source, "nll": nll, "tokens": count}));
-        progress(i + 1);
+/// A text as it is kept: its parts by a bar, and not longer than is read.
+fn shortened(text: &str) -> String {
+    let text = text.replace('\u{0}', " | ");
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
     }
-    let (nll, count) = sums.iter().fold((0.0, 0), |(a, n), (b, m)| (a + b, n + m));
-    let perplexity = Some(metrics::perplexity_interval(&sums, SEED));
-    let loss = Some(nll / count.max(1) as f64);
-    Ok(Evaluation { perplexity, ..Evaluation::new(judged.task, sums.len(), loss, predictions) })
 }
 
 /// Probabilities of logits.
@@ -141,131 +206,4 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
     let e: Vec<f64> = x.iter().map(|v| f64::from(v - max).exp()).collect();
     let sum: f64 = e.iter().sum();
     e.into_iter().map(|v| v / sum).collect()
-}
-
-impl Evaluation {
-    /// With nothing but these.
-    fn new(task: TaskName, examples: usize, loss: Option<f64>, predictions: Vec<Value>) -> Self {
-        let (perplexity, classes, answers, preferred, vectors) = (None, None, None, None, None);
-        Self { task, examples, loss, perplexity, classes, answers, preferred, vectors, predictions }
-    }
-
-    /// Every other number with its name, as JSON has it.
-    fn others(&self) -> Vec<(&'static str, Interval)> {
-        let mut all = Vec::new();
-        if let Some(p) = &self.preferred {
-            all.push(("accuracy", p.accuracy));
-            all.push(("accuracy_per_token", p.accuracy_per_token));
-            all.push(("margin", p.margin));
-        }
-        if let Some(v) = &self.vectors {
-            match v.spearman {
-                Some(spearman) => all.push(("spearman", spearman)),
-                None => {
-                    all.push(("accuracy_at_1", v.accuracy_at_1));
-                    all.push(("recall_at_10", v.recall_at_10));
-                    all.push(("mrr", v.mrr));
-                }
-            }
-        }
-        all
-    }
-
-    /// The contract's fields.
-    pub fn json(&self) -> Value {
-        let mut out = json!({"task": self.task, "examples": self.examples, "loss": self.loss,
-            "perplexity": self.perplexity.as_ref().map(|p| p.value)});
-        let mut ci = serde_json::Map::new();
-        let mut add = |name: &str, i: &Interval| {
-            ci.insert(name.to_owned(), json!({"value": i.value, "low": i.low, "high": i.high}));
-        };
-        if let Some(p) = &self.perplexity {
-            add("perplexity", p);
-        }
-        if let Some(c) = &self.classes {
-            let per_class: Vec<Value> = c
-                .confusion
-                .per_class()
-                .into_iter()
-                .map(|p| json!({"label": p.label, "precision": p.precision, "recall": p.recall, "f1": p.f1, "support": p.support}))
-                .collect();
-            out["accuracy"] = json!(c.accuracy.value);
-            out["macro_f1"] = json!(c.macro_f1.value);
-            out["per_class"] = per_class.into();
-            out["confusion"] = json!(c.confusion.matrix);
-            out["labels"] = json!(c.confusion.labels);
-            add("accuracy", &c.accuracy);
-            add("macro_f1", &c.macro_f1);
-        }
-        if let Some((em, f1)) = &self.answers {
-            out["exact_match"] = json!(em.value);
-            out["f1"] = json!(f1.value);
-            add("exact_match", em);
-            add("f1", f1);
-        }
-        for (name, interval) in self.others() {
-            out[name] = json!(interval.value);
-            add(name, &interval);
-        }
-        if let Some(v) = self.vectors.as_ref().filter(|v| v.spearman.is_none()) {
-            out["candidates"] = json!(v.candidates);
-        }
-        out["ci95"] = ci.into();
-        out
-    }
-
-    /// The one number that the task is judged by, with its name.
-    pub fn headline(&self) -> (&'static str, f64) {
-        match (&self.classes, &self.answers, &self.perplexity) {
-            (Some(c), ..) => ("accuracy", c.accuracy.value),
-            (_, Some((em, _)), _) => ("exact match", em.value),
-            (.., Some(p)) => ("perplexity", p.value),
-            _ if !self.others().is_empty() => (self.others()[0].0, self.others()[0].1.value),
-            _ => ("loss", self.loss.unwrap_or(f64::NAN)),
-        }
-    }
-}
-
-impl fmt::Display for Evaluation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |i: &Interval, unit: f64| {
-            format!("{:.2} (95 %: {:.2} to {:.2})", i.value * unit, i.low * unit, i.high * unit)
-        };
-        writeln!(f, "{} rows, task {}", self.examples, self.task)?;
-        if let Some(p) = &self.perplexity {
-            writeln!(f, "  perplexity  {}", of(p, 1.0))?;
-        }
-        if let Some((em, f1)) = &self.answers {
-            writeln!(f, "  exact match {} %\n  F1          {} %", of(em, 100.0), of(f1, 100.0))?;
-        }
-        if let Some(c) = &self.classes {
-            writeln!(f, "  accuracy    {} %\n  macro F1    {} %", of(&c.accuracy, 100.0), of(&c.macro_f1, 100.0))?;
-            for p in c.confusion.per_class() {
-                writeln!(
-                    f,
-                    "  {:<12} F1 {:.3}, precision {:.3}, recall {:.3}, {} rows",
-                    p.label, p.f1, p.precision, p.recall, p.support
-                )?;
-            }
-        }
-        for (name, interval) in self.others() {
-            writeln!(f, "  {:<18} {}", name.replace('_', " "), Shown(&interval))?;
-        }
-        if let Some(v) = self.vectors.as_ref().filter(|v| v.spearman.is_none()) {
-            writeln!(f, "  among {} different texts", v.candidates)?;
-        }
-        if let Some(loss) = self.loss {
-            writeln!(f, "  loss        {loss:.4}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A number and its interval, four digits each.
-struct Shown<'a>(&'a Interval);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.4} (95 %: {:.4} to {:.4})", self.0.value, self.0.low, self.0.high)
-    }
 }

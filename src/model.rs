@@ -12,7 +12,8 @@
 //! - [`layers`]: linear and adapters, embeddings, norms, rotary embedding, attention, feed-forward, heads
 //! - [`trunk`]: what the families have in common; [`llama`]: Llama, Mistral, Qwen2, Qwen3, Phi-3; [`gemma3`]; [`gpt2`];
 //!   [`bert`]: BERT, RoBERTa, DistilBERT
-//! - [`network`]: a trunk of any family with one head, as trainer, evaluation and merge see it
+//! - [`network`]: a trunk of any family with one head, as trainer, evaluation and merge see it; [`masked`]: the head of
+//!   masked language models, which audits read
 //! - [`peft`]: adapters, in PEFT's files; [`open`]: MODEL as typed → config, weights, tokenizer, adapter
 
 pub mod bert;
@@ -23,6 +24,7 @@ pub mod gpt2;
 pub mod layers;
 pub mod llama;
 pub mod load;
+pub mod masked;
 pub mod network;
 pub mod open;
 pub mod peft;

@@ -3,16 +3,24 @@
 //! - [`curve`]: losses and other numbers over steps as SVG
 //! - [`run`]: a RUN folder, or a verb's JSON, as what a page shows
 //! - [`matrix`]: a confusion matrix as a coloured table
-//! - [`bars`]: measurements side by side as SVG
+//! - [`bars`]: measurements side by side as SVG; [`reliability`]: accuracy over confidence
+//! - [`judgement`]: an evaluation; [`beside`]: audit, verification, latency, folds, sweep; [`gap`]: when held-out loss parted
+//! - [`card`]: README.md of a RUN, a model card
 
 mod bars;
+mod beside;
+pub mod card;
 mod curve;
+mod gap;
+mod judgement;
 mod matrix;
+mod reliability;
 pub mod run;
 
 pub use bars::{Bar, Bars};
 
 use crate::eval::metrics::Confusion;
+use crate::eval::metrics::calibration::Bin;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -30,12 +38,18 @@ pub struct ReportData {
     pub loss: Vec<(usize, f64)>,
     /// (step, loss) on held-out rows.
     pub val: Vec<(usize, f64)>,
+    /// A sentence below the two; may be empty.
+    pub loss_note: String,
     /// What else was measured over the steps.
     pub curves: Vec<Curve>,
     /// Predictions of the base.
     pub confusion_before: Option<Confusion>,
     /// Predictions after tuning.
     pub confusion_after: Option<Confusion>,
+    /// How often predictions of a confidence are right.
+    pub calibration: Vec<Bin>,
+    /// A sentence below; may be empty.
+    pub calibration_note: String,
     /// Measurements side by side.
     pub bars: Vec<Bars>,
     /// Numbers in rows: verification, latency, classes.
@@ -88,7 +102,9 @@ pub fn html(data: &ReportData) -> String {
         body.push_str("</section>");
     }
     if let Some(curve) = curve::figure(&data.loss, &data.val) {
-        let _ = write!(body, "<section><h2>Loss</h2>{curve}</section>");
+        let _ = write!(body, "<section><h2>Loss</h2>{curve}");
+        note(&mut body, &data.loss_note);
+        body.push_str("</section>");
     }
     let small: Vec<String> = data
         .curves
@@ -115,12 +131,15 @@ pub fn html(data: &ReportData) -> String {
             figures.concat()
         );
     }
+    if let Some(figure) = reliability::figure(&data.calibration) {
+        let _ = write!(body, "<section><h2>Calibration</h2><div class=\"pair\"><figure>{figure}</figure><div>");
+        note(&mut body, &data.calibration_note);
+        body.push_str("</div></div></section>");
+    }
     for bars in &data.bars {
         if let Some(figure) = bars::figure(bars) {
             let _ = write!(body, "<section><h2>{}</h2>{figure}", escape(&bars.title));
-            if !bars.note.is_empty() {
-                let _ = write!(body, "<p class=\"note\">{}</p>", escape(&bars.note));
-            }
+            note(&mut body, &bars.note);
             body.push_str("</section>");
         }
     }
@@ -150,6 +169,12 @@ pub fn html(data: &ReportData) -> String {
         include_str!("report/style.css"),
         env!("CARGO_PKG_VERSION"),
     )
+}
+
+fn note(out: &mut String, text: &str) {
+    if !text.is_empty() {
+        let _ = write!(out, "<p class=\"note\">{}</p>", escape(text));
+    }
 }
 
 fn table(out: &mut String, table: &Table) {
@@ -189,9 +214,7 @@ fn table(out: &mut String, table: &Table) {
         out.push_str("</tr>");
     }
     out.push_str("</tbody></table></div>");
-    if !table.note.is_empty() {
-        let _ = write!(out, "<p class=\"note\">{}</p>", escape(&table.note));
-    }
+    note(out, &table.note);
     out.push_str("</section>");
 }
 
@@ -239,6 +262,9 @@ mod tests {
             facts: vec![("accuracy".into(), "0.91 <b>".into())],
             loss: (1..=60).map(|s| (s, 4.0 - s as f64 / 16.0)).collect(), // exact in binary: serde_json may miss the last bit
             val: vec![(20, 0.9), (40, 0.5), (60, 0.6)],
+            loss_note: "<u>".into(),
+            calibration: vec![Bin { count: 4, confidence: 0.75, accuracy: 0.5 }],
+            calibration_note: "<i>".into(),
             curves: vec![Curve { title: "lr <&>".into(), points: vec![(1, 0.5), (2, 0.25)] }],
             confusion_before: Some(confusion(&[&[3, 7], &[5, 5]])),
             confusion_after: Some(confusion(&[&[9, 1], &[0, 10]])),

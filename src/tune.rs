@@ -4,7 +4,7 @@
 //! - [`schedule`], [`optimizer`]: the learning rate of a step; AdamW with f32 moments
 //! - [`memory`]: what a run takes, before a weight is read, and how a micro-batch is cut so that it fits `--mem`
 //! - [`speed`]: how long it will take on this machine; [`reasons`]: why a default is what it is
-//! - [`budget`]: how many steps fit into `--budget`
+//! - [`budget`]: how many steps fit into `--budget`; [`sweep`]: settings that are tried out, and in which rounds
 //! - [`objective`]: what a step minimizes; [`preference`], [`contrast`]: losses over answers and over vectors; [`reference`]: what
 //!   the network said of each answer before the first step
 //! - [`trainer`]: the loop, top to bottom: batch, loss, backward, clip, step, report
@@ -27,4 +27,5 @@ pub mod reference;
 pub mod run_folder;
 pub mod schedule;
 pub mod speed;
+pub mod sweep;
 pub mod trainer;

@@ -12,6 +12,7 @@ mod golden;
 mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
+mod judge;
 mod layers;
 mod learning;
 mod measure;
@@ -21,5 +22,6 @@ mod parity;
 mod pipeline;
 mod preference;
 mod server;
+mod trials;
 mod tune;
 mod vectors;

@@ -16,6 +16,8 @@ use crate::error::GateFailed;
 use crate::export::Runnable;
 use crate::profile::prediction::rate;
 use crate::profile::{Footprint, Position, Prediction, Profile, this};
+use crate::tune::checkpoint::write_synced;
+use crate::tune::run_folder::is_run;
 use compare::{Comparison, Earlier};
 use edgeft_runtime::engine::{Backend, EngineOptions, KvType};
 use edgeft_runtime::kernels::Kernels;
@@ -24,7 +26,7 @@ use edgeft_runtime::measure::report::{Ceiling, Report};
 use edgeft_runtime::measure::stats::median;
 use edgeft_runtime::measure::{Bench, Case};
 use edgeft_runtime::model::{Model, Task};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -144,6 +146,10 @@ fn one(args: &BenchArgs, name: &str, backend: Option<Backend>, global: &Global) 
     }
     if let Some(comparison) = &comparison {
         whole["compare"] = serde_json::to_value(comparison)?;
+    }
+    // A RUN keeps its last measurement, for its page.
+    if is_run(Path::new(name)) {
+        write_synced(&Path::new(name).join("bench.json"), serde_json::to_string_pretty(&whole)?.as_bytes())?;
     }
     show::report(global, &whole, || print(name, &report, prediction.as_ref(), comparison.as_ref()));
     match comparison.filter(|c| !c.pass) {

@@ -193,7 +193,9 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             if !verification.pass {
                 failed = Some(place.clone());
             }
-            line["verify"] = serde_json::to_value(&verification)?;
+            let mut verified = serde_json::to_value(&verification)?;
+            super::verify::keep(&mut verified, &place.display().to_string(), &args.model)?;
+            line["verify"] = verified;
         }
         all.push(line);
     }

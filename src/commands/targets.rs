@@ -1,17 +1,24 @@
 //! `edgeft targets`: the device profiles, where their figures are from, and what they predict of a model.
+//!
+//! - [`rank`]: candidates for a device and a task
+
+mod rank;
 
 use super::show;
 use crate::cli::Global;
+use crate::data::schema::Task as TaskName;
 use crate::profile::prediction::rate;
 use crate::profile::{Footprint, Position, Prediction, Profile, this};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Flags of `targets`.
 #[derive(clap::Args)]
 #[command(after_help = "`this` is the machine at hand, measured when it is asked for.\n\n\
     Example:\n  edgeft targets\n  edgeft targets raspberry-pi-5\n  edgeft targets --model model.gguf\n  \
-    edgeft targets this --model model.gguf --model RUN\n\
+    edgeft targets this --model model.gguf --model RUN\n  \
+    edgeft targets raspberry-pi-5 --task chat --models models/*\n\
     Next:\n  edgeft package model.gguf --target raspberry-pi-5 --out bundle\n  edgeft bench model.gguf --target this")]
 pub struct TargetsArgs {
     /// Profile to show in full
@@ -20,6 +27,12 @@ pub struct TargetsArgs {
     /// Predict this model: a GGUF file as it is; a folder, a RUN or `nano` in the type that suits the device. May be repeated
     #[arg(long = "model", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// Rank these models for the device: models, or folders of models
+    #[arg(long = "models", value_name = "DIR", num_args = 1.., requires = "name", conflicts_with = "models")]
+    pub candidates: Vec<PathBuf>,
+    /// With --models: what they are to be tuned for
+    #[arg(long, value_enum, requires = "candidates")]
+    pub task: Option<TaskName>,
     /// Tokens that prompt and answer may hold together [default: the model's own, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = super::run::at_least_one)]
     pub ctx: Option<usize>,
@@ -28,6 +41,9 @@ pub struct TargetsArgs {
 /// Runs the verb.
 pub fn run(args: &TargetsArgs, global: &Global) -> anyhow::Result<ExitCode> {
     match &args.name {
+        Some(name) if !args.candidates.is_empty() => {
+            return rank::run(name, &args.candidates, args.task, args.ctx, global);
+        }
         Some(name) => {
             let (mut profile, mut predictions) = (None, Vec::new());
             for model in &args.models {

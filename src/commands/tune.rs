@@ -1,9 +1,13 @@
 //! `edgeft tune`: rows → adapter, in a RUN folder.
 //!
 //! - [`rows`]: DATA, read and arranged; [`dry_run`]: the plan, printed; [`watch`]: the bar, and Ctrl-C
+//! - [`folds`]: K adapters, each judged on rows it did not see; [`sweep`]: settings tried out; [`shared`]: one base for them all
 
 mod dry_run;
+mod folds;
 mod rows;
+mod shared;
+mod sweep;
 mod watch;
 
 use super::show;
@@ -35,7 +39,7 @@ use watch::Bar;
 /// Flags of `tune`.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[command(
-    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\n  edgeft tune --model base/ --data pairs.jsonl --preference dpo --beta 0.1 --out RUN\n  edgeft tune --model bert/ --data queries.jsonl --task embed --out RUN\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
+    after_help = "Example:\n  edgeft tune --model nano --data reviews.jsonl --task classify --out RUN\n  edgeft tune --model base/ --data chats.jsonl --out RUN --epochs 2\n  edgeft tune --model model.q4_k_m.gguf --method qlora --data chats.jsonl --out RUN\n  edgeft tune --model base/ --data reviews.csv --out FOLDS --folds 5\n  edgeft tune --model base/ --data pairs.jsonl --preference dpo --beta 0.1 --out RUN\n  edgeft tune --model bert/ --data queries.jsonl --task embed --out RUN\n  edgeft tune --model base/ --data reviews.csv --out BEST --sweep sweep.toml   # lr = [2e-4, 1e-3] and rank = [4, 16] in it\nNext:\n  edgeft eval RUN --data test.jsonl\n  edgeft quantize RUN --type q4_k_m --out model.gguf"
 )]
 pub struct TuneArgs {
     /// Model folder, GGUF file or `nano`; a config.json with --method full starts from random weights
@@ -59,6 +63,14 @@ pub struct TuneArgs {
     /// File with any of the settings below
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Train K adapters over one base, each on the rows that another fold holds out, and say mean and deviation of every
+    /// metric; --resume goes on in the fold that was interrupted
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=50), conflicts_with_all = ["val", "no_val"])]
+    pub folds: Option<u16>,
+    /// Try settings out over one base: a file with lists such as lr = [2e-4, 1e-3], and how under [sweep]; after each round the
+    /// better ones go on
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["folds", "no_val"])]
+    pub sweep: Option<PathBuf>,
     /// Go on with an interrupted run
     #[arg(long)]
     pub resume: bool,
@@ -89,6 +101,12 @@ pub struct Tuned {
 
 /// Runs the verb.
 pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(k) = args.folds {
+        return folds::run(args, k.into(), global);
+    }
+    if let Some(file) = &args.sweep {
+        return sweep::run(args, file, global);
+    }
     let Some(tuned) = tune(args, global)? else { return Ok(ExitCode::SUCCESS) };
     let o = &tuned.outcome;
     let line = json!({"out": args.out, "steps": o.steps, "loss": o.loss, "val": o.val, "trainable_params": tuned.trainable_params,
@@ -123,6 +141,9 @@ pub fn run(args: &TuneArgs, global: &Global) -> anyhow::Result<ExitCode> {
 pub fn tune(args: &TuneArgs, global: &Global) -> anyhow::Result<Option<Tuned>> {
     let since = Instant::now();
     let saved = if args.resume { Some(RunFile::read(&args.out)?) } else { None };
+    if let Some(k) = saved.as_ref().and_then(|s| s.run.folds) {
+        crate::bad_input!("--resume: the run was begun with --folds {k}; give it again");
+    }
     let mut settings = settings(args, saved.as_ref())?;
     let full = settings.method == Some(Method::Full);
     if let Some(dir) = args.init_adapter.as_deref().filter(|_| !full) {
@@ -273,6 +294,8 @@ fn run_file(args: &TuneArgs, opened: &Opened, config: &TuneConfig, read: &Read, 
             base_rounding: nf4.then(|| "nf4".into()),
             labels: read.labels.clone(),
             held_out: read.held_out.clone(),
+            folds: None,
+            fold: None,
             edgeft: env!("CARGO_PKG_VERSION").into(),
         },
         tune: config.to_settings(),
@@ -362,6 +385,7 @@ impl Adapted {
 fn finish(opened: &Opened, network: &mut Network, adapter: Option<&Adapted>, folder: &RunFolder) -> anyhow::Result<()> {
     let report = crate::report::run::of_run(&folder.path)?;
     folder.write("report.html", crate::report::html(&report).as_bytes())?;
+    crate::report::card::refresh(&folder.path)?;
     match adapter {
         Some(adapter) => {
             let (mut json, tensors) = adapter.files(network)?;

@@ -9,6 +9,8 @@ use crate::eval::evaluate;
 use crate::eval::rows::{Judged, read_judged};
 use crate::eval::subject::{EngineName, Subject};
 use crate::model::open::{Opened, Place};
+use crate::tune::checkpoint::write_synced;
+use crate::tune::run_folder::is_run;
 use crate::verify::{Bounds, Sides, Verification, compare, compare_recorded};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -74,8 +76,19 @@ pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
         bounds: any.then_some(given),
         threads: global.threads(),
     })?;
-    show::report(global, &serde_json::to_value(&verification)?, || print(&verification));
+    let mut line = serde_json::to_value(&verification)?;
+    keep(&mut line, &args.subject, &args.against)?;
+    show::report(global, &line, || print(&verification));
     Ok(if verification.pass { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// A RUN that was compared with keeps its last verification, for its page.
+pub fn keep(line: &mut serde_json::Value, subject: &str, against: &str) -> anyhow::Result<()> {
+    (line["subject"], line["against"]) = (subject.into(), against.into());
+    match [against, subject].into_iter().find(|m| is_run(Path::new(m))) {
+        Some(run) => write_synced(&Path::new(run).join("verify.json"), serde_json::to_string_pretty(line)?.as_bytes()),
+        None => Ok(()),
+    }
 }
 
 /// Measures.
@@ -98,7 +111,7 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
         let bar = show::bar(2 * judged.len() as u64, "answering");
         let exact_match = |side: &mut Subject, done: usize| {
             let evaluation = evaluate(side, &judged, &mut |n| bar.set_position((done + n) as u64))?;
-            anyhow::Ok(evaluation.answers.map_or(f64::NAN, |(exact, _)| exact.value))
+            anyhow::Ok(evaluation.answers.map_or(f64::NAN, |a| a.exact_match.value))
         };
         let sides =
             Sides { subject: exact_match(&mut subject, 0)?, reference: exact_match(&mut reference, judged.len())? };

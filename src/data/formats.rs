@@ -3,9 +3,10 @@
 //! Rows are read one at a time; only a `txt` is read whole.
 //!
 //! - [`stream`]: a file → its bytes, unpacked; [`text`]: its lines, or the whole of it
-//! - [`objects`]: JSON text → the bytes of one object after another
+//! - [`objects`]: JSON text → the bytes of one object after another; [`parquet`]: columns → rows
 
 mod objects;
+mod parquet;
 mod stream;
 mod text;
 
@@ -30,6 +31,8 @@ pub enum Format {
     Csv,
     /// The same with tabs.
     Tsv,
+    /// Columns, as the hub keeps its datasets.
+    Parquet,
     /// Plain text, one document.
     Txt,
     /// Pre-tokenized safetensors, see [`super::tokens`].
@@ -64,17 +67,11 @@ fn kind(path: &Path) -> Result<(Format, Packing), DataError> {
         Some("tsv") => Format::Tsv,
         Some("txt" | "text" | "raw") => Format::Txt,
         Some("safetensors") if packing == Packing::None => Format::Tokens,
-        Some("parquet") => {
-            return refuse(
-                "parquet is not read yet; convert it first: \
-                 python -c \"import pandas; pandas.read_parquet('data.parquet').to_json('data.jsonl', orient='records', lines=True)\""
-                    .into(),
-            );
-        }
+        Some("parquet") if packing == Packing::None => Format::Parquet,
         _ => {
             return refuse(
                 "the ending of its name says no format; DATA is .jsonl, .json, .csv, .tsv or .txt, \
-                 possibly with .gz or .zst behind it, or pre-tokenized .safetensors"
+                 possibly with .gz or .zst behind it, .parquet, or pre-tokenized .safetensors"
                     .into(),
             );
         }
@@ -106,6 +103,7 @@ pub struct Records {
 enum Reader {
     Lines(Lines),
     Objects(Objects),
+    Parquet(Box<parquet::Rows>),
     Table { names: Vec<String>, reader: Box<csv::Reader<Box<dyn BufRead>>>, tabs: bool },
 }
 
@@ -119,6 +117,7 @@ impl Records {
         let reader = match format {
             Format::Jsonl => Reader::Lines(Lines::new(stream(path, packing)?)),
             Format::Json => Reader::Objects(Objects::new(stream(path, packing)?)),
+            Format::Parquet => Reader::Parquet(Box::new(parquet::Rows::open(path)?)),
             Format::Csv | Format::Tsv => table(path, stream(path, packing)?, format == Format::Tsv)?,
             Format::Txt | Format::Tokens => {
                 let reason = "has no named fields: it holds plain text or tokens; give a .jsonl, .json, .csv or .tsv";
@@ -155,6 +154,10 @@ impl Records {
                     row(line + e.line().saturating_sub(1), format!("not valid JSON: {}", json_reason(&e)))
                 })?;
                 object(value).map(|fields| Some(Record { line, fields })).map_err(|r| row(line, r))
+            }
+            Reader::Parquet(rows) => {
+                let next = rows.next(path).inspect_err(|_| self.lost = true)?;
+                Ok(next.map(|fields| Record { line: rows.row, fields }))
             }
             Reader::Table { names, reader, tabs } => {
                 let mut record = csv::StringRecord::new();
@@ -391,7 +394,7 @@ mod tests {
         refuses("d.csv", b"a\n1\n\xff\n", "d.csv:3: not UTF-8");
         refuses("d.csv", b"a,b\n", "d.csv: no rows in it");
         refuses("d.csv", b"", "d.csv: no rows in it");
-        refuses("d.parquet", b"PAR1", "d.parquet: parquet is not read yet; convert it first");
+        refuses("d.parquet", b"PAR1", "d.parquet: no parquet file that can be read (");
         refuses("d.xlsx", b"", "d.xlsx: the ending of its name says no format");
         refuses("d.txt", b"words", "d.txt: has no named fields");
         refuses("d.jsonl.gz", &gz(TWO)[..20], "d.jsonl.gz: cannot be read to its end");

@@ -161,6 +161,22 @@ impl Rows {
         (train, val, held)
     }
 
+    /// The numbers that each of `k` folds holds out: every one in one fold, each fold with its share of every label, the same
+    /// text never in two.
+    pub fn folds(&self, k: usize, seed: u64) -> Vec<Vec<usize>> {
+        let fold_of = match self.examples.as_ref().filter(|d| d.rows.len() > 1) {
+            Some(data) => {
+                let (keys, strata) = split::keys(&data.rows);
+                split::folds(&keys, &strata, k, seed)
+            }
+            None => {
+                let (keys, strata) = split::keys_of_rows(&self.rows);
+                split::folds(&keys, &strata, k, seed)
+            }
+        };
+        (0..k).map(|fold| (0..fold_of.len()).filter(|i| fold_of[*i] == fold).collect()).collect()
+    }
+
     /// Rows beside, and rows of, the numbers that [`Rows::hold_out`] gave.
     pub fn part(&self, numbers: &[usize]) -> (Vec<Row>, Vec<Row>) {
         let inside = |i: usize| numbers.binary_search(&self.number(i)).is_ok();

@@ -93,13 +93,18 @@ pub fn hold_out(rows: &[(usize, Example)], share: f64, seed: u64) -> (Vec<usize>
 
 /// As [`hold_out`], for rows of ids: windows of a text file, and pre-tokenized rows.
 pub fn hold_out_rows(rows: &[Row], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    let (keys, strata) = keys_of_rows(rows);
+    let part = parts(&keys, &strata, &[share], seed);
+    (0..rows.len()).partition(|row| part[*row] == 0)
+}
+
+/// As [`keys`], for rows of ids.
+pub fn keys_of_rows(rows: &[Row]) -> (Vec<String>, Vec<usize>) {
     let class = |row: &Row| match row.target {
         Target::Class(class) => class as usize,
         _ => 0,
     };
-    let (keys, strata): (Vec<String>, Vec<usize>) = rows.iter().map(|r| (format!("{:?}", r.ids), class(r))).unzip();
-    let part = parts(&keys, &strata, &[share], seed);
-    (0..rows.len()).partition(|row| part[*row] == 0)
+    rows.iter().map(|r| (format!("{:?}", r.ids), class(r))).unzip()
 }
 
 /// Texts that differ in case and spaces alone are the same.

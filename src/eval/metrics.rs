@@ -1,6 +1,17 @@
 //! What predictions are worth: a number, its interval, and the counts behind it.
+//!
+//! - [`calibration`]: whether probabilities mean what they say; [`ranking`]: how well scores part two classes
+//! - [`overlap`]: what a written text shares with a reference; [`no_answer`]: when to stay silent
+//! - [`paired`]: whether one model is better than another on the same rows
+
+pub mod calibration;
+pub mod no_answer;
+pub mod overlap;
+pub mod paired;
+pub mod ranking;
 
 use crate::rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// A metric and its 95 % interval.
@@ -19,18 +30,19 @@ const RESAMPLES: usize = 1000;
 
 /// Percentile bootstrap (Efron 1979): the metric of 1,000 draws of n rows with replacement, a function of the seed.
 /// `metric` takes row numbers; it is called with 0..n for the value.
-pub fn bootstrap(n: usize, seed: u64, metric: impl Fn(&[usize]) -> f64) -> Interval {
-    let mut rows: Vec<usize> = (0..n).collect();
-    let value = metric(&rows);
+pub fn bootstrap(n: usize, seed: u64, metric: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
+    let value = metric(&(0..n).collect::<Vec<_>>());
     if n < 2 {
         return Interval { value, low: value, high: value };
     }
-    let mut values = Vec::with_capacity(RESAMPLES);
-    for draw in 0..RESAMPLES {
-        let stream = rng::stream("bootstrap", draw as u64);
-        rows.iter_mut().enumerate().for_each(|(i, row)| *row = (rng::bits(seed, stream, i as u64) % n as u64) as usize);
-        values.push(metric(&rows));
-    }
+    let mut values: Vec<f64> = (0..RESAMPLES)
+        .into_par_iter()
+        .map(|draw| {
+            let stream = rng::stream("bootstrap", draw as u64);
+            let row = |i: usize| (rng::bits(seed, stream, i as u64) % n as u64) as usize;
+            metric(&(0..n).map(row).collect::<Vec<_>>())
+        })
+        .collect();
     values.sort_by(f64::total_cmp);
     Interval { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975) }
 }

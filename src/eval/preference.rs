@@ -3,7 +3,7 @@
 use super::metrics::{Interval, bootstrap_mean};
 use super::rows::Judged;
 use super::subject::Subject;
-use super::{Evaluation, SEED};
+use super::{Evaluation, Outcomes, SEED};
 use crate::data::batch::{Row, Side};
 use crate::data::schema::Task as TaskName;
 use serde_json::{Value, json};
@@ -51,9 +51,9 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         accuracy_per_token: bootstrap_mean(&a_token, SEED),
         margin: bootstrap_mean(&margins, SEED),
     };
-    let loss = Some(nll / tokens.max(1) as f64);
-    let examples = whole.len();
-    Ok(Evaluation { preferred: Some(preferred), ..Evaluation::new(TaskName::Preference, examples, loss, predictions) })
+    let (loss, preferred) = (Some(nll / tokens.max(1) as f64), Some(preferred));
+    let outcomes = Outcomes::Pairs(whole.iter().map(|better| *better == 1.0).collect());
+    Ok(Evaluation { loss, preferred, ..Evaluation::new(TaskName::Preference, whole.len(), outcomes, predictions) })
 }
 
 /// log p of the learned tokens of a row, in nats.

@@ -29,11 +29,15 @@ pub struct Judged {
     pub questions: Vec<Question>,
     /// How near the two texts of each example are, where the data says so.
     pub scores: Vec<f64>,
+    /// Line and example of what can be written: conversations, and prompts with their completions.
+    pub asked: Vec<(usize, Example)>,
 }
 
 /// A question, its context, and every right answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
+    /// Line of the file.
+    pub source: usize,
     /// What is asked.
     pub question: String,
     /// Where the answer stands.
@@ -43,6 +47,17 @@ pub struct Question {
 }
 
 impl Judged {
+    /// Nothing to judge, yet.
+    pub fn of(task: TaskName) -> Self {
+        let (labels, rows, texts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { task, labels, rows, texts, questions: Vec::new(), scores: Vec::new(), asked: Vec::new() }
+    }
+
+    /// The text of each row, where every row is an example of its own.
+    pub fn texts_of_rows(&self) -> Option<&[String]> {
+        (self.texts.len() == self.rows.len()).then_some(&self.texts[..])
+    }
+
     /// How many things are judged: questions, or rows.
     pub fn len(&self) -> usize {
         if self.task == TaskName::Answer && !self.questions.is_empty() { self.questions.len() } else { self.rows.len() }
@@ -121,7 +136,7 @@ pub fn embedded_sample(subject: &Subject, max_len: usize) -> anyhow::Result<Judg
         })
         .collect::<anyhow::Result<_>>()?;
     let task = if language { TaskName::Text } else { TaskName::Classify };
-    Ok(Judged { task, labels: Vec::new(), rows, texts, questions: Vec::new(), scores: Vec::new() })
+    Ok(Judged { rows, texts, ..Judged::of(task) })
 }
 
 /// What the model says of itself.
@@ -157,35 +172,38 @@ fn read(
     Rows::read(data, &reading, &TextSide { tokenizer: &tokenizer, template: template.as_deref() })
 }
 
-fn judged(rows: &Rows, only: Option<&[usize]>) -> Judged {
+/// All rows, or those of the numbers by which some were held out.
+pub fn judged(rows: &Rows, only: Option<&[usize]>) -> Judged {
     let keep = |number: usize| only.is_none_or(|held| held.binary_search(&number).is_ok());
-    let examples: Vec<&Example> = match &rows.examples {
+    let examples: Vec<&(usize, Example)> = match &rows.examples {
         None => Vec::new(),
-        Some(data) if data.rows.len() > 1 => {
-            (0..data.rows.len()).filter(|i| keep(*i)).map(|i| &data.rows[i].1).collect()
-        }
-        Some(data) => data.rows.iter().map(|(_, e)| e).collect(),
+        Some(data) if data.rows.len() > 1 => (0..data.rows.len()).filter(|i| keep(*i)).map(|i| &data.rows[i]).collect(),
+        Some(data) => data.rows.iter().collect(),
     };
-    let questions = examples
-        .iter()
-        .filter_map(|e| match e {
-            Example::Answer { question, context, answers } => Some(Question {
-                question: question.clone(),
-                context: context.clone(),
-                answers: answers.iter().map(|a| a.text.clone()).collect(),
-            }),
-            _ => None,
-        })
-        .collect();
-    let kept = match only {
-        None => rows.rows.clone(),
-        Some(held) => rows.part(held).1,
+    let question = |(line, e): &&(usize, Example)| match e {
+        Example::Answer { question, context, answers } => Some(Question {
+            source: *line,
+            question: question.clone(),
+            context: context.clone(),
+            answers: answers.iter().map(|a| a.text.clone()).collect(),
+        }),
+        _ => None,
     };
-    let score = |e: &&Example| match e {
+    let score = |(_, e): &&(usize, Example)| match e {
         Example::Embed { score, .. } => *score,
         _ => None,
     };
-    let scores = examples.iter().filter_map(score).collect();
-    let texts = examples.iter().map(|e| e.text()).collect();
-    Judged { task: rows.task, labels: rows.labels.clone(), rows: kept, texts, questions, scores }
+    let written = |(_, e): &&&(usize, Example)| matches!(e, Example::Chat { .. } | Example::Completion { .. });
+    Judged {
+        task: rows.task,
+        labels: rows.labels.clone(),
+        rows: match only {
+            None => rows.rows.clone(),
+            Some(held) => rows.part(held).1,
+        },
+        texts: examples.iter().map(|(_, e)| e.text()).collect(),
+        scores: examples.iter().filter_map(score).collect(),
+        questions: examples.iter().filter_map(question).collect(),
+        asked: examples.iter().filter(written).map(|e| (*e).clone()).collect(),
+    }
 }

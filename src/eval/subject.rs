@@ -90,7 +90,22 @@ impl Subject {
             let network = export::network(&opened, task)?;
             return Ok(Self::on_candle(network, opened));
         };
-        Self::on_runtime(Runnable::open(model, Some(backend))?, threads)
+        Self::on_runtime(Runnable::open(model, Some(backend))?, threads, usize::MAX)
+    }
+
+    /// The same model on the `cpu` engine, whose cache makes writing as fast as reading; `None` for one that is on an engine
+    /// already, and for a network that cannot leave. It holds at most `ctx` tokens.
+    ///
+    /// # Errors
+    /// What the conversion has.
+    pub fn writer(&self, threads: usize, ctx: usize) -> anyhow::Result<Option<Self>> {
+        let Self::Candle(s) = self else { return Ok(None) };
+        if !crate::merge::can_leave(&s.opened.config, Some(&s.network.task)) {
+            return Ok(None);
+        }
+        let model = Model::from_bytes(export::to_memory(&s.opened, Mix::F32)?, &s.opened.name)?;
+        let runnable = Runnable { backend: Backend::Cpu, model, converted_bytes: None };
+        Self::on_runtime(runnable, threads, ctx).map(Some)
     }
 
     /// A base model under an adapter folder, on `candle`.
@@ -108,9 +123,9 @@ impl Subject {
         Self::Candle(Box::new(CandleSubject { network, opened }))
     }
 
-    fn on_runtime(runnable: Runnable, threads: usize) -> anyhow::Result<Self> {
+    fn on_runtime(runnable: Runnable, threads: usize, ctx: usize) -> anyhow::Result<Self> {
         let Runnable { model, backend, .. } = runnable;
-        let ctx = model.hparams().n_ctx;
+        let ctx = model.hparams().n_ctx.min(ctx);
         let engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: 1, kv: KvType::F32 })?;
         Ok(Self::Runtime(Box::new(RuntimeSubject { model, engine })))
     }

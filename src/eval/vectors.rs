@@ -3,7 +3,7 @@
 use super::metrics::{Interval, bootstrap, bootstrap_mean};
 use super::rows::Judged;
 use super::subject::Subject;
-use super::{Evaluation, SEED};
+use super::{Evaluation, Outcomes, SEED};
 use crate::data::batch::{Part, Row, Target};
 use crate::data::schema::Task as TaskName;
 use serde_json::json;
@@ -42,6 +42,7 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         spearman: None,
     };
     let mut predictions = Vec::new();
+    let outcomes;
     if judged.scores.is_empty() {
         let mut places = Vec::new();
         for (i, anchor) in texts.anchors.iter().enumerate() {
@@ -58,6 +59,7 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         found.accuracy_at_1 = mean(&|p| f64::from(u8::from(p == 1.0)));
         found.recall_at_10 = mean(&|p| f64::from(u8::from(p <= 10.0)));
         found.mrr = mean(&|p| 1.0 / p);
+        outcomes = Outcomes::Places(places.iter().map(|p| 1.0 / p).collect());
     } else {
         let cosines: Vec<f64> = texts.anchors.iter().map(|a| dot(&vectors[*a], &vectors[*a + 1])).collect();
         let pick = |values: &[f64], rows: &[usize]| rows.iter().map(|i| values[*i]).collect::<Vec<f64>>();
@@ -66,9 +68,10 @@ pub fn evaluate(subject: &mut Subject, judged: &Judged, progress: &mut dyn FnMut
         for ((anchor, cosine), score) in texts.anchors.iter().zip(&cosines).zip(&judged.scores) {
             predictions.push(json!({"row": judged.rows[*anchor].source, "cosine": cosine, "score": score}));
         }
+        outcomes = Outcomes::Scores(cosines.into_iter().zip(judged.scores.iter().copied()).collect());
     }
     let examples = texts.anchors.len();
-    Ok(Evaluation { vectors: Some(found), ..Evaluation::new(TaskName::Embed, examples, None, predictions) })
+    Ok(Evaluation { vectors: Some(found), ..Evaluation::new(TaskName::Embed, examples, outcomes, predictions) })
 }
 
 /// Which rows are what.

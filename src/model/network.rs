@@ -172,6 +172,11 @@ impl Network {
         Ok(loss)
     }
 
+    /// Hidden states of packed sequences, (N, C), before any head.
+    pub fn hidden(&self, batch: &Packed) -> Result<Tensor> {
+        self.trunk.forward(batch, Pass::EVAL)
+    }
+
     /// Output rows of packed sequences: (N, V) for generation, (sequences, labels) for classification, (N, 2) for spans,
     /// (sequences, C) for vectors, which are as long as they come.
     pub fn logits(&self, batch: &Packed) -> Result<Tensor> {

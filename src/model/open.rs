@@ -192,6 +192,9 @@ impl Opened {
                     opened.run = Some(run);
                     return Ok(opened);
                 }
+                if let Some(k) = run.run.folds {
+                    crate::bad_input!("{model}: {k} folds, each a RUN of its own; give one, such as {model}/fold-1");
+                }
                 let mut opened = Self::open(&run.run.model, seed)?;
                 if opened.adapter.is_some() {
                     crate::bad_input!(

@@ -1,8 +1,8 @@
 //! A RUN folder, or the JSON of a verb, as what a page shows.
 
-use super::{Curve, ReportData, Table};
+use super::judgement::{self, confusion};
+use super::{Curve, ReportData, Table, beside, gap};
 use crate::error::BadInput;
-use crate::eval::metrics::Confusion;
 use crate::tune::run_folder::RunFile;
 use serde_json::Value;
 use std::path::Path;
@@ -50,7 +50,6 @@ pub fn of_run(run: &Path) -> anyhow::Result<ReportData> {
             .filter(|curve| !curve.points.is_empty()),
         )
         .collect(),
-        tables: vec![settings(&file)?],
         next: vec![
             format!("edgeft eval {} --data test.jsonl", run.display()),
             format!("edgeft quantize {} --type q4_k_m --out model.gguf", run.display()),
@@ -73,18 +72,13 @@ pub fn of_run(run: &Path) -> anyhow::Result<ReportData> {
         fact("Tokens per second", format!("{:.0}", tokens / seconds.max(1e-9)));
         fact("Learning took", format!("{seconds:.0} s"));
     }
-    if let Ok(text) = std::fs::read_to_string(run.join("eval.json")) {
-        let eval: Value = serde_json::from_str(&text)
-            .map_err(|e| BadInput(format!("{}: not valid JSON: {e}", run.join("eval.json").display())))?;
-        for name in
-            ["accuracy", "macro_f1", "exact_match", "f1", "perplexity", "margin", "accuracy_at_1", "mrr", "spearman"]
-        {
-            if let Some(v) = eval[name].as_f64() {
-                data.facts.push((format!("{} (eval)", name.replace('_', " ")), format!("{v:.4}")));
-            }
-        }
-        data.confusion_after = confusion(&eval);
+    data.loss_note = gap::sentence(&loss, &val).unwrap_or_default();
+    if let Some(eval) = optional_json(run, "eval.json")? {
+        judgement::add(&mut data, &eval);
     }
+    beside::add(&mut data, run)?;
+    // Settings are looked up, not read: they come last.
+    data.tables.push(settings(&file)?);
     (data.loss, data.val) = (loss, val);
     Ok(data)
 }
@@ -159,15 +153,21 @@ fn settings(file: &RunFile) -> anyhow::Result<Table> {
     })
 }
 
-fn confusion(eval: &Value) -> Option<Confusion> {
-    let matrix: Vec<Vec<usize>> = serde_json::from_value(eval["confusion"].clone()).ok()?;
-    let labels: Vec<String> = serde_json::from_value(eval["labels"].clone()).ok()?;
-    let square = labels.len() == matrix.len() && matrix.iter().all(|r| r.len() == labels.len());
-    square.then_some(Confusion { labels, matrix })
+/// A file of a RUN that may be there.
+///
+/// # Errors
+/// [`BadInput`] when it is no JSON.
+pub(super) fn optional_json(run: &Path, name: &str) -> anyhow::Result<Option<Value>> {
+    let path = run.join(name);
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok(Some(value)),
+        Err(e) => crate::bad_input!("{}: not valid JSON: {e}", path.display()),
+    }
 }
 
 /// A value as a cell shows it.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         Value::Null => "—".into(),
@@ -185,7 +185,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-fn last_part(path: &str) -> &str {
+pub(super) fn last_part(path: &str) -> &str {
     path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
 }
 

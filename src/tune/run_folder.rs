@@ -44,6 +44,12 @@ pub struct Origin {
     /// Rows of DATA (by number, from 0) that were held out for validation, when `val` was not given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_out: Vec<usize>,
+    /// The run is K folds, each a RUN of its own inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folds: Option<usize>,
+    /// Which of them this one is, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<usize>,
     /// Version of this program.
     pub edgeft: String,
 }

@@ -174,7 +174,7 @@ impl Trainer<'_> {
 
             let due = c.eval_every.map_or(epoch_ends, |n| state.step.is_multiple_of(n));
             if !self.val.is_empty() && (due || enough || state.step == steps) {
-                let found = self.objective.judge(self.network, self.val, c.size(), &self.activations)?;
+                let found = self.judge()?;
                 let (val, accuracy) = (found.loss, found.accuracy);
                 val_curve.push((state.step, val));
                 let line = json!({"step": state.step, "val_loss": val, "val_accuracy": accuracy});
@@ -233,6 +233,14 @@ impl Trainer<'_> {
     fn save(&mut self, optimizer: &AdamW, state: &State, elapsed: f64) -> anyhow::Result<()> {
         let state = State { seconds: state.seconds + elapsed, ..state.clone() };
         checkpoint::save(&self.folder.path, self.network, optimizer, &state)
+    }
+
+    /// The rows held out, judged as they are learned.
+    ///
+    /// # Errors
+    /// What candle reports.
+    pub fn judge(&self) -> anyhow::Result<Found> {
+        self.objective.judge(self.network, self.val, self.config.size(), &self.activations)
     }
 }
 

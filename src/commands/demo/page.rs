@@ -158,6 +158,7 @@ impl Findings {
             ],
             samples: self.answers.iter().map(|a| (a.asked.clone(), a.said.clone())).collect(),
             next: self.next(),
+            ..ReportData::default()
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct Read {
     pub schema: String,
     /// For --task preference: the loss that the rows are arranged for.
     pub preference: Option<PreferenceKind>,
+    /// All rows of DATA, where folds are made of them.
+    pub all: Option<Rows>,
 }
 
 /// Reads DATA, and parts it into rows to learn and rows held out.
@@ -101,7 +103,9 @@ pub fn read_data(
     if let (Some(kind), Some(path)) = (preference, &args.val) {
         kind_of(path, &val, Some(kind))?;
     }
-    Ok(Read { task, labels, train: arrange(train), val: arrange(val), held_out, schema: all.schema, preference })
+    let (schema, train, val) = (all.schema.clone(), arrange(train), arrange(val));
+    let all = args.folds.is_some().then_some(all);
+    Ok(Read { task, labels, train, val, held_out, schema, preference, all })
 }
 
 /// Every row must teach something.
