@@ -27,7 +27,8 @@ impl Rows {
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let refuse = |reason: String| DataError::Format { path: path.to_owned(), reason };
         let file = File::open(path).map_err(|e| DataError::Open { path: path.to_owned(), reason: e.to_string() })?;
-        let reader = SerializedFileReader::new(file)
+        let reader = guarded(|| SerializedFileReader::new(file))
+            .and_then(|opened| opened.map_err(|e| e.to_string()))
             .map_err(|e| refuse(format!("no parquet file that can be read ({e}); {WAY_OUT}")))?;
         let metadata = reader.metadata();
         use parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED};
@@ -50,16 +51,19 @@ impl Rows {
     /// # Errors
     /// A page that is not what its header says.
     pub fn next(&mut self, path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
-        let Some(row) = self.rows.next() else { return Ok(None) };
-        let row = row.map_err(|e| DataError::Read {
-            path: path.to_owned(),
-            line: self.row,
-            reason: e.to_string(),
-            system: false,
-        })?;
+        let damaged = |reason: String| DataError::Read { path: path.to_owned(), line: self.row, reason, system: false };
+        // The crate asserts some of what a page claims; the command's panic hook keeps silent about it.
+        let Some(row) = guarded(|| self.rows.next()).map_err(&damaged)? else { return Ok(None) };
+        let row = row.map_err(|e| damaged(e.to_string()))?;
         self.row += 1;
         Ok(Some(object(&row)))
     }
+}
+
+/// Runs a part of the crate: what it panics over becomes an error, and nothing of it is used again.
+fn guarded<T>(part: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(part))
+        .map_err(|_| "its pages contradict one another".to_owned())
 }
 
 fn object(row: &Row) -> Map<String, Value> {
@@ -123,7 +127,7 @@ mod tests {
                 r#"{"text":"good é","label":1,"score":0.5,"answers":{"text":["é"],"answer_start":[5]},"messages":[{"role":"user","content":"hi"}]}"#,
                 r#"{"text":"line\nbreak","label":0,"score":-2.25,"answers":{"text":[],"answer_start":[]},"messages":[]}"#,
                 r#"{"text":null,"label":2,"score":null,"answers":null,"messages":null}"#,
-                r#"{"text":"last","label":9007199254740993,"score":1e300,"answers":{"text":["a","b"],"answer_start":[0,1]},"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+                r#"{"text":"last","label":9007199254740993,"score":1e+300,"answers":{"text":["a","b"],"answer_start":[0,1]},"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
             ];
             let want: Vec<(usize, String)> = want.iter().zip(1..).map(|(w, i)| (i, (*w).to_owned())).collect();
             assert_eq!(rows.iter().map(line).collect::<Vec<_>>(), want, "{name}");
