@@ -2,6 +2,7 @@
 //! back and held against the GGUF file of the same plan.
 
 mod fused;
+mod kin;
 mod read;
 
 use super::proto::{DataLocation, DataType, GraphProto, TensorProto};
@@ -102,10 +103,6 @@ fn reader() -> Tiny {
     tiny
 }
 
-fn encoder() -> Tiny {
-    with(without(Tiny::bert(), "classifier"), |s| s.task = Task::Embed)
-}
-
 fn llama3() -> Tiny {
     with(Tiny::llama(), |s| {
         s.rope.as_mut().unwrap().scaling = RopeScaling::Llama3 {
@@ -128,46 +125,7 @@ fn families() -> Vec<(&'static str, Tiny)> {
         ("llama classifier", llama_classifier()),
         ("classifier", Tiny::bert()),
         ("reader", reader()),
-        ("encoder", encoder()),
-    ]
-}
-
-/// The families that only standard operators have graphs of.
-fn kin() -> Vec<(&'static str, Tiny)> {
-    let mut distilbert = with(encoder(), |s| (s.arch, s.type_vocab_size) = (Arch::DistilBert, 0));
-    let renamed = |name: String| {
-        [
-            ("bert.encoder.layer", "distilbert.transformer.layer"),
-            ("bert.embeddings", "distilbert.embeddings"),
-            ("attention.self.query", "attention.q_lin"),
-            ("attention.self.key", "attention.k_lin"),
-            ("attention.self.value", "attention.v_lin"),
-            ("attention.output.dense", "attention.out_lin"),
-            ("attention.output.LayerNorm", "sa_layer_norm"),
-            ("intermediate.dense", "ffn.lin1"),
-            ("0.output.dense", "0.ffn.lin2"),
-            ("0.output.LayerNorm", "0.output_layer_norm"),
-        ]
-        .into_iter()
-        .fold(name, |name, (from, to)| name.replace(from, to))
-    };
-    let of_bert = |name: &String| !name.contains("token_type") && !name.contains("pooler");
-    let tensors = std::mem::take(&mut distilbert.tensors).into_iter().filter(|(name, _)| of_bert(name));
-    distilbert.tensors = tensors.map(|(name, tensor)| (renamed(name), tensor)).collect();
-    distilbert.spec.task = labels();
-    for (name, shape) in [("pre_classifier", [64, 64]), ("classifier", [2, 64])] {
-        distilbert.put(&format!("{name}.weight"), &shape);
-        distilbert.put(&format!("{name}.bias"), &shape[..1]);
-    }
-    let mut untied = Tiny::gpt2();
-    untied.put("lm_head.weight", &[40, 64]);
-    vec![
-        ("gemma3", Tiny::gemma3()),
-        ("phi3", Tiny::phi3()),
-        ("phi3 in part", with(Tiny::phi3(), |s| s.rope.as_mut().unwrap().dims = Some(8))),
-        ("gpt2", Tiny::gpt2()),
-        ("untied gpt2", untied),
-        ("distilbert", distilbert),
+        ("encoder", kin::encoder()),
     ]
 }
 
@@ -210,7 +168,7 @@ const OPERATORS: [&str; 33] = [
 
 #[test]
 fn every_graph_is_sound() {
-    for (family, tiny) in families().into_iter().chain(kin()) {
+    for (family, tiny) in families().into_iter().chain(kin::families()) {
         for mix in MIXES {
             let written = written(&tiny, mix);
             is_sound(&written, &format!("{family} {mix}"));
@@ -301,13 +259,10 @@ fn inputs_and_outputs_have_the_names_and_the_order_of_optimum() {
     let encoder_inputs = "input_ids attention_mask token_type_ids".to_string();
     assert_eq!(ports(&Tiny::bert()), (encoder_inputs.clone(), "logits".into()));
     assert_eq!(ports(&reader()), (encoder_inputs.clone(), "start_logits end_logits".into()));
-    assert_eq!(ports(&encoder()), (encoder_inputs, "last_hidden_state".into()));
-    for (name, tiny) in kin() {
-        let want = match tiny.spec.arch {
-            Arch::DistilBert => ("input_ids attention_mask".to_string(), "logits".to_string()),
-            _ => decoder.clone(),
-        };
-        assert_eq!(ports(&tiny), want, "{name}");
+    assert_eq!(ports(&kin::encoder()), (encoder_inputs, "last_hidden_state".into()));
+    for (name, tiny) in kin::families() {
+        let bare = ("input_ids attention_mask".into(), "logits".into());
+        assert_eq!(ports(&tiny), if name == "distilbert" { bare } else { decoder.clone() }, "{name}");
     }
 }
 
@@ -334,15 +289,8 @@ fn codes_of(gguf: &Gguf, bytes: &[u8], tiny: &Tiny, name: &str) -> (Codes, usize
 #[test]
 fn codes_and_scales_are_those_of_the_gguf_file() {
     for mix in [Mix::Q8_0, Mix::Q4_0, Mix::Q6_K] {
-        for tiny in [
-            wide(Arch::Llama),
-            without(wide(Arch::Llama), "lm_head"),
-            wide(Arch::Qwen2),
-            Tiny::bert(),
-            Tiny::gemma3(),
-            Tiny::phi3(),
-            Tiny::gpt2(),
-        ] {
+        let old = [wide(Arch::Llama), without(wide(Arch::Llama), "lm_head"), wide(Arch::Qwen2), Tiny::bert()];
+        for tiny in old.into_iter().chain(kin::families().into_iter().map(|(_, tiny)| tiny)) {
             let plan = plan(&tiny, mix, &PlanOptions::default()).unwrap();
             let mut bytes = Vec::new();
             crate::write_gguf(&tiny, &Default::default(), &plan, &[], &mut bytes, &mut |_, _| {}).unwrap();
@@ -438,7 +386,7 @@ fn the_report_counts_what_the_files_hold() {
     let bpw = written(&wide(Arch::Llama), Mix::Q8_0).report.bpw;
     assert!((9.0..9.05).contains(&bpw), "{bpw}");
     // A bare encoder has no use for the pooler that its checkpoint holds.
-    let skipped = written(&encoder(), Mix::F32).report.skipped;
+    let skipped = written(&kin::encoder(), Mix::F32).report.skipped;
     let names: Vec<_> = skipped.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]);
 }

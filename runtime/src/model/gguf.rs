@@ -364,7 +364,7 @@ mod tests {
         let length = ("gemma3.attention.key_length", Value::U32(4));
         let scale = |more: &[(&str, Value)]| read(&gemma3(more)).unwrap().0.attention_scale;
         assert_eq!(scale(&[blocks.clone(), length.clone()]), 0.25); // 64 over 4 heads
-        assert_eq!(scale(&[length.clone()]), 0.5);
+        assert_eq!(scale(std::slice::from_ref(&length)), 0.5);
         assert_eq!(scale(&[blocks, length, ("edgeft.attention.scale", Value::F32(0.125))]), 0.125);
     }
 
