@@ -1,6 +1,9 @@
 //! The server through real HTTP on port 0: a hand-written client over `TcpStream`, a tiny Llama with random weights, so
 //! that nothing here depends on what a model says.
 
+mod api;
+mod network;
+
 use edgeft::export;
 use edgeft::model::open::Opened;
 use edgeft::rng;

@@ -192,7 +192,10 @@ impl Embeddings {
             None | Some("float") => false,
             Some("base64") => true,
             Some(other) => {
-                return Err(ApiError::field("encoding_format", format!("`{other}` is not known; give float or base64")));
+                return Err(ApiError::field(
+                    "encoding_format",
+                    format!("`{other}` is not known; give float or base64"),
+                ));
             }
         };
         fields.string("user")?; // as in a completion

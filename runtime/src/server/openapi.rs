@@ -62,8 +62,7 @@ fn operation(route: &Route, needs_key: bool) -> Value {
         out["requestBody"] = json!({"required": true, "content": content});
     }
     if route.path.contains("{name}") {
-        out["parameters"] =
-            json!([{"name": "name", "in": "path", "required": true, "schema": {"type": "string"}}]);
+        out["parameters"] = json!([{"name": "name", "in": "path", "required": true, "schema": {"type": "string"}}]);
     }
     if needs_key && !route.open {
         out["security"] = json!([{"key": []}]);

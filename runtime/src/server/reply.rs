@@ -129,11 +129,8 @@ struct Choice {
 
 impl Chunks {
     pub fn new(head: Head, tokenizer: Option<&Arc<Tokenizer>>, n: usize, include_usage: bool) -> Self {
-        let choice = || Choice {
-            logprobs: Logprobs::new(tokenizer.cloned(), head.chat),
-            begun: false,
-            held: Vec::new(),
-        };
+        let choice =
+            || Choice { logprobs: Logprobs::new(tokenizer.cloned(), head.chat), begun: false, held: Vec::new() };
         Self { choices: (0..n).map(|_| choice()).collect(), head, include_usage, ended: 0, usage: Usage::default() }
     }
 

@@ -172,11 +172,9 @@ mod tests {
             (ANSWER, json!({"question": "a", "context": "b"}), |b| ask::answer(b, "m").err()),
             (TOKENIZE, json!({"text": "a"}), |b| ask::tokenize(b, "m").err()),
             (DETOKENIZE, json!({"ids": [1]}), |b| ask::detokenize(b, "m").err()),
-            (
-                INFER,
-                json!({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}),
-                |b| Infer::read(b).err(),
-            ),
+            (INFER, json!({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}), |b| {
+                Infer::read(b).err()
+            }),
         ];
         for (table, good, read) in all {
             assert_eq!(read(good.to_string().as_bytes()), None);

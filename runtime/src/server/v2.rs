@@ -183,11 +183,7 @@ pub(super) fn model(name: &str, task: Task) -> Value {
     let (inputs, outputs) = match task {
         Task::Classify => (
             vec![text],
-            vec![
-                one("label", "BYTES", &[-1]),
-                one("labels", "BYTES", &[-1, -1]),
-                one("scores", "FP32", &[-1, -1]),
-            ],
+            vec![one("label", "BYTES", &[-1]), one("labels", "BYTES", &[-1, -1]), one("scores", "FP32", &[-1, -1])],
         ),
         Task::Embed => (vec![text], vec![one("embedding", "FP32", &[-1, -1])]),
         Task::Generate => (vec![text.clone()], vec![text, one("finish_reason", "BYTES", &[-1])]),

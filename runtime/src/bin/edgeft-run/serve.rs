@@ -47,9 +47,8 @@ pub fn serve(a: &Arguments) -> Result<()> {
     };
     // The socket is bound first, so that /healthz answers and /readyz says no while hashes are checked and weights load.
     let given = a.model.clone();
-    let server = Server::start(config, move || {
-        Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots)
-    });
+    let server =
+        Server::start(config, move || Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots));
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"))?;
     server.ready()?;
