@@ -1,6 +1,8 @@
 //! What a server on a network needs: counts, keys, hosts and origins, a page, and chats that go on where they were.
 
 use super::*;
+use crate::cli::refuses;
+use crate::common::Folder;
 use std::sync::Mutex;
 
 fn with(server: &Server, method: &str, path: &str, headers: &str, body: &str) -> Reply {
@@ -198,4 +200,46 @@ fn nobody_learns_from_a_cache_what_another_key_asked() {
         reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or_else(|| panic!("{reply}"))
     };
     assert_eq!(["a", "a", "b", "b", "a"].map(cached), [0, 5, 0, 5, 5]);
+}
+
+#[test]
+fn an_address_that_others_reach_is_refused_without_a_key_or_a_word() {
+    let folder = Folder::new();
+    folder.write("keys", "my first key\n");
+    refuses(&folder, "serve nano --port 0 --host 0.0.0.0", &["0.0.0.0", "--api-key-file", "--insecure-no-auth"]);
+    refuses(&folder, "serve nano --port 0 --api-key-file keys", &["line 1", "visible ASCII"]);
+    refuses(&folder, "serve nano --port 0 --cache-slots 0", &["--cache-slots", "1 to 64"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_read_the_keys_again_and_stop_the_server() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let folder = Folder::new();
+    folder.write("keys", "first\n");
+    let mut command = folder.command("serve nano --port 0 --api-key-file keys --drain 5");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr =
+        line.split("http://").nth(1).and_then(|l| l.split([' ', '\n']).next()).unwrap_or_else(|| panic!("{line}"));
+    let addr: SocketAddr = addr.parse().unwrap();
+    let status = |key: &str| {
+        let headers = format!("Authorization: Bearer {key}\r\nConnection: close\r\n");
+        finish(open(addr, &format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"))).status
+    };
+    let signal = |name: &str| {
+        let done = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+        assert!(done.success());
+    };
+    assert_eq!(["first", "second"].map(status), [200, 401]);
+    folder.write("keys", "first\nsecond\n");
+    signal("-HUP");
+    assert!(told.any(|l| l == "keys read again: 2"), "no word of the keys");
+    assert_eq!(["first", "second"].map(status), [200, 200]);
+    signal("-TERM");
+    assert!(told.any(|l| l.starts_with("stopping")), "no word of the end");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
