@@ -1,13 +1,16 @@
 //! The server through real HTTP on port 0: a hand-written client over `TcpStream`, a tiny Llama with random weights, so
 //! that nothing here depends on what a model says.
 
+mod api;
+mod network;
+
 use edgeft::export;
 use edgeft::model::open::Opened;
 use edgeft::rng;
 use edgeft_quantize::Mix;
 use edgeft_runtime::engine::{Engine, Run};
 use edgeft_runtime::model::{Hparams, Model, Task};
-use edgeft_runtime::server::{Config, Limits, Loaded, Server};
+use edgeft_runtime::server::{Access, Config, Limits, Loaded, Server};
 use edgeft_runtime::{Error, Kind, Session, SessionOptions};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -86,7 +89,8 @@ fn options() -> SessionOptions {
 }
 
 fn config() -> Config {
-    Config { addr: "127.0.0.1:0".parse().unwrap(), model: "tiny".into(), api_key: None, limits: Limits::default() }
+    let access = Access { hosts: vec!["x".into()], ..Access::default() }; // what `request` puts into `Host`
+    Config { access, ..Config::new("127.0.0.1:0".parse().unwrap(), "tiny") }
 }
 
 fn start(config: Config) -> Server {

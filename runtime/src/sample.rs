@@ -1,7 +1,7 @@
 //! Logits -> next id. The same seed gives the same text: draw `n` of a sequence depends on the seed and `n` alone, not on
 //! what else the process does.
 //!
-//! Filters run in llama.cpp's order: repeat penalty, top-k, top-p, min-p, then the temperature over what is left.
+//! Filters run in llama.cpp's order: bias, penalties, top-k, top-p, min-p, then the temperature over what is left.
 
 use crate::error::{Error, Kind, Result};
 
@@ -18,15 +18,32 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divides the positive logits of recent ids, multiplies the negative ones; 1 is off.
     pub repeat_penalty: f32,
-    /// How many recent ids the penalty looks at.
+    /// Taken from the logit of each recent id once for every time it stands there; 0 is off.
+    pub frequency_penalty: f32,
+    /// Taken once from the logit of each recent id; 0 is off.
+    pub presence_penalty: f32,
+    /// How many recent ids, prompt included, the three penalties look at.
     pub repeat_last: usize,
+    /// Added to the logits of these ids before anything else; an id outside the vocabulary is passed over.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, same text.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last: 64, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repeat_last: 64,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -39,7 +56,7 @@ impl Sampling {
             true => Ok(()),
             false => Err(Error::new(Kind::Input, name, format!("{x} is not {range}"))),
         };
-        let Self { temperature, top_p, min_p, repeat_penalty, .. } = *self;
+        let Self { temperature, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, .. } = *self;
         within("temperature", temperature, (0.0..=100.0).contains(&temperature), "from 0 to 100")?;
         within("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
         within("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
@@ -48,7 +65,14 @@ impl Sampling {
             repeat_penalty,
             repeat_penalty > 0.0 && repeat_penalty <= 100.0,
             "above 0 and at most 100",
-        )
+        )?;
+        // OpenAI's ranges.
+        for (name, x) in [("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)] {
+            within(name, x, (-2.0..=2.0).contains(&x), "from -2 to 2")?;
+        }
+        self.logit_bias
+            .iter()
+            .try_for_each(|&(_, x)| within("logit_bias", x, (-100.0..=100.0).contains(&x), "from -100 to 100"))
     }
 }
 
@@ -69,7 +93,7 @@ impl Sampler {
     }
 
     /// The next id.
-    /// - `logits`: `(V)`; the repeat penalty changes them in place.
+    /// - `logits`: `(V)`; bias and penalties change them in place.
     /// - `recent`: ids so far, prompt included, oldest first.
     /// # Errors
     /// [`Kind::Shape`] when no logit is a finite number: the model's weights or its arithmetic are broken.
@@ -111,16 +135,22 @@ impl Sampler {
     }
 
     fn penalize(&self, logits: &mut [f32], recent: &[u32]) {
-        if self.how.repeat_penalty == 1.0 {
+        for &(id, bias) in &self.how.logit_bias {
+            if let Some(x) = logits.get_mut(id as usize) {
+                *x += bias;
+            }
+        }
+        let Sampling { repeat_penalty, frequency_penalty, presence_penalty, .. } = self.how;
+        if repeat_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0 {
             return;
         }
         let from = recent.len().saturating_sub(self.how.repeat_last);
         let mut seen = recent[from..].to_vec();
         seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            if let Some(x) = logits.get_mut(id as usize) {
-                *x = if *x > 0.0 { *x / self.how.repeat_penalty } else { *x * self.how.repeat_penalty };
+        for same in seen.chunk_by(|a, b| a == b) {
+            if let Some(x) = logits.get_mut(same[0] as usize) {
+                *x = if *x > 0.0 { *x / repeat_penalty } else { *x * repeat_penalty };
+                *x -= same.len() as f32 * frequency_penalty + presence_penalty;
             }
         }
     }
@@ -282,6 +312,22 @@ mod tests {
         let mut logits = [3.0, 2.0, -1.0, 4.0];
         assert_eq!(sampler.next(&mut logits, &[3, 0, 2]).unwrap(), 3); // 3 is too long ago
         assert_eq!(logits, [1.5, 2.0, -2.0, 4.0]);
+    }
+
+    #[test]
+    fn frequency_counts_each_repeat_presence_counts_once_and_the_bias_comes_first() {
+        let how = Sampling {
+            frequency_penalty: 0.5,
+            presence_penalty: 1.0,
+            repeat_penalty: 2.0,
+            logit_bias: vec![(1, 3.0), (9, 1.0)],
+            ..Sampling::default()
+        };
+        let mut logits = [4.0, -2.0, 3.0];
+        assert_eq!(Sampler::new(how).unwrap().next(&mut logits, &[0, 1, 0]).unwrap(), 2);
+        assert_eq!(logits, [4.0 / 2.0 - 2.0 * 0.5 - 1.0, (-2.0 + 3.0) / 2.0 - 0.5 - 1.0, 3.0]);
+        let far = Sampling { logit_bias: vec![(0, -101.0)], ..Sampling::default() };
+        assert_eq!(far.check().unwrap_err().to_string(), "logit_bias: -101 is not from -100 to 100");
     }
 
     #[test]

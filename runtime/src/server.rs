@@ -6,21 +6,32 @@
 //! ```
 //!
 //! - [`accept`]: connections, bounded in number and in time
-//! - [`routes`]: which path asks what; what every answer has in common
-//! - [`wire`], [`ask`], [`reply`]: errors and fields; requests in; answers out
+//! - [`routes`], [`guard`]: which path asks what, what every request has in common; who may ask
+//! - [`handlers`]: what each path does
+//! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out
+//! - [`v2`]: the same in the Open Inference Protocol
+//! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
 //! - [`worker`]: the one thread that owns the engine, and the bounded queue before it
 //! - [`sse`]: answers that stream
-//! - [`setup`]: address and key, as they are typed
+//! - [`setup`], [`signals`]: address and keys, as they are typed; what the system tells the process
 //!
 //! The socket is bound before the model loads, so that `/healthz` and `/readyz` answer meanwhile. Requests are checked and
 //! tokenized before they are queued, so the engine never meets one that is malformed.
 
 mod accept;
 mod ask;
+mod guard;
+mod handlers;
+mod metrics;
+mod openapi;
+mod page;
 mod reply;
 mod routes;
+mod schema;
 pub mod setup;
+pub mod signals;
 mod sse;
+mod v2;
 mod wire;
 mod worker;
 
@@ -30,6 +41,9 @@ use crate::model::{Model, Task};
 use crate::session::{GenerateOptions, Session, SessionOptions};
 use crate::tokenizer::Tokenizer;
 use accept::{Activity, Door};
+pub use guard::Access;
+use guard::Keys;
+use metrics::Metrics;
 use std::future::IntoFuture;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
@@ -87,10 +101,44 @@ pub struct Config {
     pub addr: SocketAddr,
     /// Name of the model, in requests and answers.
     pub model: String,
-    /// When given, requests need `Authorization: Bearer KEY`; `/healthz` and `/readyz` do not.
+    /// When given, or with keys in [`Access::key_file`], requests need `Authorization: Bearer KEY`; probes do not.
     pub api_key: Option<String>,
+    /// Who else may ask.
+    pub access: Access,
     /// Bounds on what clients may take.
     pub limits: Limits,
+    /// Gets a line for each request; none is written without it.
+    pub log: Option<Log>,
+}
+
+impl Config {
+    /// On `addr`, `model` for whoever reaches it, within the usual bounds.
+    pub fn new(addr: SocketAddr, model: impl Into<String>) -> Self {
+        let (access, limits) = (Access::default(), Limits::default());
+        Self { addr, model: model.into(), api_key: None, access, limits, log: None }
+    }
+}
+
+/// Where lines of JSON about requests go: time, route, status, milliseconds until the answer began. No line holds what was
+/// asked or answered, nor a key.
+#[derive(Clone)]
+pub struct Log(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Log {
+    /// Gives each line, without its end, to `write`, on the thread that speaks HTTP.
+    pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(write))
+    }
+
+    fn line(&self, json: &serde_json::Value) {
+        (self.0)(&json.to_string());
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Log")
+    }
 }
 
 /// A model ready to answer.
@@ -105,7 +153,15 @@ impl Loaded {
     /// # Errors
     /// As [`Session::new`] and [`Model::chat`].
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
-        Ok(Self { session: Session::new(model, options)?, chat: model.chat()?.cloned() })
+        Self::with_slots(model, options, 1)
+    }
+
+    /// The same with `n` caches, so that as many chats go on where they were; a model that does not generate has one.
+    /// # Errors
+    /// As [`Loaded::new`].
+    pub fn with_slots(model: &Model, options: &SessionOptions, n: usize) -> Result<Self> {
+        let n = if model.task() == Task::Generate { n } else { 1 };
+        Ok(Self { session: Session::with_slots(model, options, n)?, chat: model.chat()?.cloned() })
     }
 
     /// The first run touches every weight; better now than in the first client's time.
@@ -157,6 +213,8 @@ struct Shared {
     config: Config,
     model: Arc<str>,
     since: u64,
+    keys: Keys,
+    metrics: Metrics,
     queue: Queue,
     serving: OnceLock<Serving>,
     draining: AtomicBool,
@@ -186,6 +244,14 @@ impl Stopper {
     pub fn stop(&self) {
         self.0.stop();
     }
+
+    /// Reads [`Access::key_file`] again, and gives the number of keys that are good from here on.
+    /// # Errors
+    /// As [`setup::read_keys`]; the keys are then as before.
+    pub fn reload_keys(&self) -> Result<usize> {
+        let config = &self.0.config;
+        self.0.keys.reload(config.api_key.as_deref(), &config.access)
+    }
 }
 
 /// A running server. Dropping it stops it.
@@ -198,9 +264,11 @@ pub struct Server {
 impl Server {
     /// Binds, then loads the model by `load` on the thread that will own it.
     /// # Errors
-    /// [`crate::Kind::Io`] when the address cannot be bound or a thread cannot be started. What `load` gives comes from
+    /// [`crate::Kind::Io`] when the address cannot be bound or a thread cannot be started; as [`setup::read_keys`] for a key
+    /// file. What `load` gives comes from
     /// [`Server::ready`].
     pub fn start(config: Config, load: impl FnOnce() -> Result<Loaded> + Send + 'static) -> Result<Self> {
+        let keys = Keys::new(config.api_key.as_deref(), &config.access)?;
         let place = config.addr.to_string();
         let io = |e| Error::io(&place, e);
         let listener = TcpListener::bind(config.addr).map_err(io)?;
@@ -216,6 +284,8 @@ impl Server {
         let shared = Arc::new(Shared {
             model: config.model.as_str().into(),
             since: reply::now(),
+            keys,
+            metrics: Metrics::default(),
             queue: Queue::new(config.limits.queue),
             serving: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -316,7 +386,7 @@ fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
         Ok(mut loaded) => {
             let _ = shared.serving.set(Serving::of(&loaded));
             shared.set(Phase::Ready);
-            worker::work(&mut loaded.session, &shared.queue);
+            worker::work(&mut loaded.session, &shared.queue, &shared.metrics);
         }
         Err(error) => shared.set(Phase::Failed(Some(error))),
     }

@@ -1,9 +1,10 @@
 //! Prompt -> prefill -> decode -> whole UTF-8 pieces; a text -> labels; a question -> a span. One sequence at a time.
 //!
-//! A session owns an engine and remembers which tokens its cache holds, so a prompt that begins like the last one is read
-//! only from where they part.
+//! A session owns an engine and remembers which tokens its caches hold, so a prompt that begins like an earlier one is
+//! read only from where they part: [`slots`].
 
 mod answer;
+mod slots;
 mod stop;
 mod text;
 
@@ -18,6 +19,7 @@ use crate::model::{Model, Task};
 use crate::sample::{Sampler, Sampling, logprob, softmax, top_logprobs};
 use crate::tokenizer::{PieceStream, Tokenizer};
 pub use answer::{Answer, MAX_WRITTEN, Span, best_span};
+use slots::Slots;
 use stop::StopStrings;
 
 /// Prompt tokens between two looks at whether somebody still waits.
@@ -163,19 +165,18 @@ pub struct LabelScore {
     pub score: f32,
 }
 
-/// One sequence on one engine.
+/// One engine, one sequence at a time.
 pub struct Session {
     engine: Box<dyn Engine>,
     tokenizer: Option<Arc<Tokenizer>>,
     task: Task,
     labels: Vec<String>,
-    /// Tokens in the cache.
-    cached: Vec<u32>,
+    slots: Slots,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:?}, {} of {} tokens)", self.task, self.cached.len(), self.capacity())
+        write!(f, "Session({:?}, {} of {} tokens)", self.task, self.slots.len(), self.capacity())
     }
 }
 
@@ -184,23 +185,31 @@ impl Session {
     /// # Errors
     /// As [`Model::engine`]; a malformed tokenizer, while a missing one only rules out text.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
+        Self::with_slots(model, options, 1)
+    }
+
+    /// The same with `n` caches, each of the whole context: see [`Session::take_slot`].
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_slots(model: &Model, options: &SessionOptions, n: usize) -> Result<Self> {
         let tokenizer = match model.tokenizer() {
             Ok(tokenizer) => Some(tokenizer),
             Err(e) if e.kind() == Kind::Missing => None,
             Err(e) => return Err(e),
         };
-        let engine = model.engine(&options.engine(model, 1))?;
+        let engine = model.engine(&options.engine(model, n))?;
         Ok(Self::from_parts(engine, tokenizer, model.task(), model.labels().to_vec()))
     }
 
-    /// A session on an engine that is already there.
+    /// A session on an engine that is already there, with a cache for each of its sequences.
     pub fn from_parts(
         engine: Box<dyn Engine>,
         tokenizer: Option<Arc<Tokenizer>>,
         task: Task,
         labels: Vec<String>,
     ) -> Self {
-        Self { engine, tokenizer, task, labels, cached: Vec::new() }
+        let slots = Slots::new(engine.n_seqs());
+        Self { engine, tokenizer, task, labels, slots }
     }
 
     /// Tokens that prompt and answer may hold together.
@@ -227,10 +236,10 @@ impl Session {
         })
     }
 
-    /// Forgets what the cache holds.
+    /// Forgets what the cache in use holds.
     pub fn reset(&mut self) {
-        self.engine.truncate(0, 0);
-        self.cached.clear();
+        self.engine.truncate(self.slots.seq(), 0);
+        self.slots.tokens().clear();
     }
 
     /// Continues `prompt`. `on_piece` sees every token as it comes and breaks the generation off by its answer.
@@ -360,16 +369,17 @@ impl Session {
     }
 
     fn step(&mut self, tokens: &[u32], rows: Rows, out: &mut Vec<f32>) -> Result<()> {
-        self.engine.forward(&[Run { seq: 0, tokens, types: None, rows }], out)?;
-        self.cached.extend_from_slice(tokens);
+        self.engine.forward(&[Run { seq: self.slots.seq(), tokens, types: None, rows }], out)?;
+        self.slots.tokens().extend_from_slice(tokens);
         Ok(())
     }
 
     /// Keeps of the cache what `prompt` begins with, all but the last token, whose row is wanted.
     fn keep_common(&mut self, prompt: &[u32]) -> usize {
-        let common = prompt.iter().zip(&self.cached).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
-        self.engine.truncate(0, common);
-        self.cached.truncate(common);
+        let cached = self.slots.tokens();
+        let common = prompt.iter().zip(&*cached).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        cached.truncate(common);
+        self.engine.truncate(self.slots.seq(), common);
         common
     }
 
@@ -420,7 +430,7 @@ impl Session {
         }
         self.reset();
         let mut out = Vec::new();
-        let result = self.engine.forward(&[Run { seq: 0, tokens: ids, types, rows }], &mut out);
+        let result = self.engine.forward(&[Run { seq: self.slots.seq(), tokens: ids, types, rows }], &mut out);
         self.reset();
         result.map(|()| out)
     }

@@ -6,29 +6,31 @@ use super::show;
 use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
-use edgeft_runtime::server::setup::{address, cannot_listen, read_key};
-use edgeft_runtime::server::{Config, Limits, Loaded, Server};
+use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 /// Flags of `serve`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Endpoints: /v1/chat/completions, /v1/completions, /v1/classify, /v1/answer, /v1/models, /tokenize, /healthz, /readyz.\n\
+    after_help = "A page to try the model is at /; what may be sent, at /openapi.json; counts and times, at /metrics.\n\
+    Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/classify, /v1/answer, /v1/models, /tokenize,\n\
+    /detokenize, the Open Inference Protocol under /v2, and for probes /healthz and /readyz.\n\
     Requests are answered one after another; 32 may wait, one more gets 429. Without `temperature`, the likeliest token is taken.\n\
-    Ctrl-C or SIGTERM lets what runs end, for at most 20 s; a second one does not wait.\n\n\
-    Example:\n  edgeft serve model.gguf --port 8080\nNext:\n  \
+    Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads the keys again.\n\n\
+    Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
 pub struct ServeArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Address to listen on; anything but this machine's own should have a key
+    /// Address to listen on; any but this machine's own needs --api-key-file or --insecure-no-auth
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen on; 0 takes a free one
@@ -37,9 +39,27 @@ pub struct ServeArgs {
     /// Tokens that prompt and answer may hold together [default: the model's own, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub ctx: Option<usize>,
-    /// File whose first line is the key that clients send as `Authorization: Bearer KEY`
+    /// File of keys, one a line (# begins a remark); clients send one as `Authorization: Bearer KEY`
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// Let whoever reaches --host use the server without a key
+    #[arg(long, conflicts_with = "api_key_file")]
+    pub insecure_no_auth: bool,
+    /// Name that clients may use for this server, besides localhost and addresses (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Origin of web pages that may ask, such as https://example.org (repeatable) [default: this server's own page alone]
+    #[arg(long, value_name = "ORIGIN")]
+    pub allow_origin: Vec<String>,
+    /// Chats whose next turn reads only its new tokens; each takes the memory of a whole context
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = slots)]
+    pub cache_slots: usize,
+    /// Seconds that requests may take to end once the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain.as_secs())]
+    pub drain: u64,
+    /// Write a line of JSON for each request to stderr; never what was asked or answered
+    #[arg(long)]
+    pub log: bool,
     /// Where to compute [default: ort for an ONNX folder, cpu for everything else]
     #[arg(long, value_enum)]
     pub engine: Option<RunEngine>,
@@ -48,15 +68,31 @@ pub struct ServeArgs {
     pub ort: OrtArgs,
 }
 
+/// Caches are allocated at once, so a slip of the finger must not ask for thousands.
+fn slots(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("give 1 to 64".into()),
+    }
+}
+
 /// Runs the verb.
 pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let addr = address(&args.host, args.port)?;
-    let api_key = args.api_key_file.as_deref().map(read_key).transpose()?;
-    if api_key.is_none() && !addr.ip().is_loopback() {
-        eprintln!("warning: whoever reaches {addr} may use this server; give --api-key-file, or leave out --host");
-    }
+    let keys = args.api_key_file.as_deref().map(read_keys).transpose()?;
+    safe(addr, keys.is_some(), args.insecure_no_auth)?;
     let model = show::model_name(&args.model);
-    let config = Config { addr, model: model.clone(), api_key, limits: Limits::default() };
+    let config = Config {
+        access: Access {
+            key_file: args.api_key_file.clone(),
+            hosts: args.allow_host.clone(),
+            origins: args.allow_origin.clone(),
+        },
+        limits: Limits { drain: Duration::from_secs(args.drain), ..Limits::default() },
+        log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
+        ..Config::new(addr, model.as_str())
+    };
+    let slots = args.cache_slots;
     let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), ..SessionOptions::default() };
     let (tell, told) = mpsc::channel();
     let server = Server::start(config, {
@@ -66,7 +102,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let load = || {
                 let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options };
-                let loaded = Loaded::new(&model, &options)?;
+                let loaded = Loaded::with_slots(&model, &options, slots)?;
                 show::runs_on(loaded.session.runs_on());
                 anyhow::Ok((loaded, model))
             };
@@ -82,14 +118,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let line = cannot_listen(&e);
         anyhow::Error::new(e).context(line)
     })?;
-    let (stopper, stopping) = (server.stopper(), AtomicBool::new(false));
-    ctrlc::set_handler(move || {
-        if stopping.swap(true, Ordering::SeqCst) {
-            std::process::exit(130); // a second signal does not wait
-        }
-        eprintln!("stopping; what runs may end");
-        stopper.stop();
-    })?;
+    signals::watch(server.stopper(), |line| eprintln!("{line}"))?;
     if let Err(e) = server.ready() {
         return Err(match told.try_recv() {
             Ok(Err(whole)) => whole,

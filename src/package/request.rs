@@ -11,13 +11,13 @@ pub fn first(model: &Model, url: &str, key_file: Option<&Path>) -> String {
     let (path, body) = match (model.task(), chat) {
         (Task::Classify, _) => ("v1/classify", json!({"input": "What a pleasant surprise."})),
         (Task::Answer, _) => ("v1/answer", json!({"question": "Who wrote it?", "context": "Ann wrote it."})),
-        (Task::Embed, _) => ("tokenize", json!({"text": "Hello"})),
+        (Task::Embed, _) => ("v1/embeddings", json!({"input": "Hello"})),
         (Task::Generate, true) => {
             ("v1/chat/completions", json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}))
         }
         (Task::Generate, false) => ("v1/completions", json!({"prompt": "Once upon a time", "max_tokens": 32})),
     };
-    let key =
-        key_file.map_or(String::new(), |path| format!(" -H \"Authorization: Bearer $(head -1 {})\"", path.display()));
+    let key = key_file
+        .map_or(String::new(), |path| format!(" -H \"Authorization: Bearer $(grep -m1 '^[^#]' {})\"", path.display()));
     format!("curl {url}/{path}{key} -d '{body}'")
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Serves the model that lies beside this file. HOST, PORT and API_KEY_FILE (whose first line is the key that clients send)
-# come from the environment; flags go on to `edgeft-run serve`.
+# Serves the model that lies beside this file. HOST, PORT and API_KEY_FILE (a key on each line; clients send one) come
+# from the environment; flags go on to `edgeft-run serve`. Another HOST than this machine's own needs a key, or
+# --insecure-no-auth.
 set -eu
 self=$(readlink -f -- "$0" 2>/dev/null || printf '%s' "$0")
 here=$(CDPATH='' cd -- "$(dirname -- "$self")" && pwd)

@@ -38,7 +38,8 @@ Usage:
   edgeft-run run   MODEL.gguf -p TEXT [-n N] [--chat] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
   edgeft-run run   MODEL.gguf --question Q --context C
   edgeft-run bench MODEL.gguf [--prompt 128, or what fits] [--generate 32] [--batch 1] [--runs 5]
-  edgeft-run serve MODEL.gguf [--host 127.0.0.1] [--port 8080] [--api-key-file FILE]
+  edgeft-run serve MODEL.gguf [--host 127.0.0.1] [--port 8080] [--api-key-file FILE | --insecure-no-auth]
+                   [--cache-slots N] [--drain SECONDS] [--allow-host NAME] [--allow-origin ORIGIN] [--log]
   edgeft-run health           [--host 127.0.0.1] [--port 8080]      exit code 0 when a server answers there
 
 In place of MODEL.gguf, the folder of a bundle: its files are first compared with its manifest.
@@ -97,7 +98,10 @@ const EVERYWHERE: [&str; 2] = ["--threads", "--ctx"];
 const OF_RUN: [&str; 9] =
     ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context"];
 const OF_BENCH: [&str; 4] = ["--prompt", "--generate", "--batch", "--runs"];
-const OF_SERVE: [&str; 3] = ["--host", "--port", "--api-key-file"];
+const OF_SERVE: [&str; 7] =
+    ["--host", "--port", "--api-key-file", "--cache-slots", "--drain", "--allow-host", "--allow-origin"];
+/// Flags of `serve` that take no value.
+const SWITCHES_OF_SERVE: [&str; 2] = ["--insecure-no-auth", "--log"];
 const OF_HEALTH: [&str; 2] = ["--host", "--port"];
 
 impl Arguments {
@@ -120,6 +124,9 @@ impl Arguments {
             match flag {
                 "--json" => out.json = true,
                 "--chat" if out.verb == "run" => out.chat = true,
+                _ if out.verb == "serve" && attached.is_none() && SWITCHES_OF_SERVE.contains(&flag) => {
+                    out.values.push((flag.to_owned(), String::new()));
+                }
                 _ if own.contains(&flag) || EVERYWHERE.contains(&flag) => {
                     let value =
                         attached.or_else(|| rest.next().cloned()).ok_or_else(|| usage(flag, "needs a value"))?;
@@ -140,6 +147,12 @@ impl Arguments {
 
     fn text(&self, flag: &str) -> Option<&str> {
         self.values.iter().rev().find(|(name, _)| name == flag).map(|(_, value)| value.as_str())
+    }
+
+    /// Every value of a flag that may stand several times.
+    #[cfg(feature = "server")]
+    fn texts(&self, flag: &str) -> Vec<String> {
+        self.values.iter().filter(|(name, _)| name == flag).map(|(_, value)| value.clone()).collect()
     }
 
     fn number<T: std::str::FromStr>(&self, flag: &str) -> Result<Option<T>> {

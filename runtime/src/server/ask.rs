@@ -1,5 +1,6 @@
 //! Request bodies -> what is asked, checked before anything is queued.
 
+use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
 use super::wire::{ApiError, ApiResult, Fields, wrong};
 use crate::chat::Message;
 use crate::sample::Sampling;
@@ -7,13 +8,17 @@ use axum::http::StatusCode;
 use serde_json::Value;
 
 /// Most stop strings, as OpenAI's API has it.
-const MAX_STOPS: usize = 4;
+pub(super) const MAX_STOPS: usize = 4;
 /// Longest stop string, in bytes: text is held back by that much.
 const MAX_STOP_BYTES: usize = 128;
 /// Most alternatives a position.
-const MAX_LOGPROBS: usize = 20;
-/// Most texts in one call of classify.
-const MAX_INPUTS: usize = 64;
+pub(super) const MAX_LOGPROBS: usize = 20;
+/// Most texts in one call of classify, embeddings or infer.
+pub(super) const MAX_INPUTS: usize = 64;
+/// Most answers to one prompt.
+pub(super) const MAX_N: usize = 4;
+/// Most ids that one request may push up or down.
+const MAX_BIASES: usize = 1024;
 
 /// What a prompt is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +40,8 @@ pub(super) struct Completion {
     pub sampling: Sampling,
     pub stop: Vec<String>,
     pub logprobs: Option<usize>,
+    /// Answers; number `i` is drawn with the seed plus `i`.
+    pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
 }
@@ -46,7 +53,7 @@ impl Completion {
 
     /// `POST /v1/chat/completions`.
     pub fn chat(body: &[u8], served: &str) -> ApiResult<Self> {
-        let mut fields = Fields::parse(body)?;
+        let mut fields = Fields::known(body, CHAT)?;
         model(&mut fields, served)?;
         let messages = fields.take("messages").ok_or_else(|| fields.missing("messages"))?;
         let prompt = Prompt::Messages(read_messages(messages)?);
@@ -62,7 +69,7 @@ impl Completion {
 
     /// `POST /v1/completions`.
     pub fn text(body: &[u8], served: &str) -> ApiResult<Self> {
-        let mut fields = Fields::parse(body)?;
+        let mut fields = Fields::known(body, COMPLETION)?;
         model(&mut fields, served)?;
         let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
         let logprobs = fields.count("logprobs", 0)?;
@@ -70,7 +77,7 @@ impl Completion {
     }
 
     /// The fields that both have. Greedy by default, as `edgeft run`.
-    fn rest(
+    pub fn rest(
         mut fields: Fields,
         prompt: Prompt,
         logprobs: Option<usize>,
@@ -80,8 +87,9 @@ impl Completion {
             let name = if matches!(prompt, Prompt::Messages(_)) { "top_logprobs" } else { "logprobs" };
             return Err(ApiError::field(name, format!("{n} is more than {MAX_LOGPROBS}")));
         }
-        if let Some(n) = fields.count("n", 1)?.filter(|n| *n != 1) {
-            return Err(ApiError::field("n", format!("{n} answers are asked for; only 1 is supported")));
+        let n = fields.count("n", 1)?.unwrap_or(1);
+        if n > MAX_N {
+            return Err(ApiError::field("n", format!("{n} answers are asked for; at most {MAX_N} are supported")));
         }
         fields.string("user")?; // it identifies a person; nothing here needs that
         let mut sampling = Sampling::default();
@@ -90,6 +98,10 @@ impl Completion {
         sampling.top_k = fields.count("top_k", 0)?.unwrap_or(sampling.top_k);
         sampling.min_p = fields.number("min_p")?.unwrap_or(sampling.min_p);
         sampling.seed = fields.seed("seed")?.unwrap_or(sampling.seed);
+        sampling.repeat_penalty = fields.number("repeat_penalty")?.unwrap_or(sampling.repeat_penalty);
+        sampling.frequency_penalty = fields.number("frequency_penalty")?.unwrap_or(sampling.frequency_penalty);
+        sampling.presence_penalty = fields.number("presence_penalty")?.unwrap_or(sampling.presence_penalty);
+        sampling.logit_bias = fields.take("logit_bias").map_or(Ok(Vec::new()), read_biases)?;
         sampling.check().map_err(|e| ApiError { param: Some(e.place().to_owned()), ..e.into() })?;
         let max_tokens = match (fields.count("max_tokens", 1)?, max_completion_tokens) {
             (Some(a), Some(b)) if a != b => {
@@ -103,22 +115,24 @@ impl Completion {
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = match fields.take("stream_options") {
             None => false,
-            Some(_) if !stream => return Err(ApiError::field("stream_options", "needs `stream`: true")),
             Some(value) => {
                 let mut options = Fields::of(value, "stream_options")?;
+                if !stream {
+                    return Err(ApiError::field("stream_options", "needs `stream`: true"));
+                }
                 let include = options.bool("include_usage")?.unwrap_or(false);
                 options.finish()?;
                 include
             }
         };
         fields.finish()?;
-        Ok(Self { prompt, max_tokens, sampling, stop, logprobs, stream, include_usage })
+        Ok(Self { prompt, max_tokens, sampling, stop, logprobs, n, stream, include_usage })
     }
 }
 
 /// `POST /v1/classify`: the texts.
 pub(super) fn classify(body: &[u8], served: &str) -> ApiResult<Vec<String>> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = Fields::known(body, CLASSIFY)?;
     model(&mut fields, served)?;
     let inputs = match fields.take("input") {
         None => return Err(fields.missing("input")),
@@ -134,15 +148,66 @@ pub(super) fn classify(body: &[u8], served: &str) -> ApiResult<Vec<String>> {
         Some(other) => return Err(wrong("input", "a string, or an array of strings", &other)),
     };
     fields.finish()?;
-    if inputs.is_empty() || inputs.len() > MAX_INPUTS {
-        return Err(ApiError::field("input", format!("{} texts; give 1 to {MAX_INPUTS}", inputs.len())));
-    }
+    inputs_within("input", inputs.len())?;
     Ok(inputs)
+}
+
+/// A number of texts that one request may hold.
+pub(super) fn inputs_within(name: &str, n: usize) -> ApiResult<()> {
+    match n {
+        1..=MAX_INPUTS => Ok(()),
+        _ => Err(ApiError::field(name, format!("{n} texts; give 1 to {MAX_INPUTS}"))),
+    }
+}
+
+/// `POST /v1/embeddings`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Embeddings {
+    /// Texts and ids, never messages.
+    pub inputs: Vec<Prompt>,
+    /// Little-endian f32 in base64, which is what OpenAI's own clients ask for.
+    pub base64: bool,
+}
+
+impl Embeddings {
+    pub fn read(body: &[u8], served: &str) -> ApiResult<Self> {
+        let mut fields = Fields::known(body, EMBEDDINGS)?;
+        model(&mut fields, served)?;
+        let inputs = match fields.take("input").ok_or_else(|| fields.missing("input"))? {
+            Value::Array(all) if all.iter().any(|v| v.is_string() || v.is_array()) => all
+                .into_iter()
+                .enumerate()
+                .map(|(i, value)| match value {
+                    Value::String(text) => Ok(Prompt::Text(text)),
+                    Value::Array(ids) => Ok(Prompt::Ids(read_ids(&format!("input[{i}]"), &ids)?)),
+                    other => Err(wrong(&format!("input[{i}]"), "a string, or token ids", &other)),
+                })
+                .collect::<ApiResult<_>>()?,
+            Value::Array(all) if all.is_empty() => Vec::new(),
+            Value::Array(ids) => vec![Prompt::Ids(read_ids("input", &ids)?)],
+            Value::String(text) => vec![Prompt::Text(text)],
+            other => return Err(wrong("input", "a string, token ids, or an array of these", &other)),
+        };
+        let base64 = match fields.string("encoding_format")?.as_deref() {
+            None | Some("float") => false,
+            Some("base64") => true,
+            Some(other) => {
+                return Err(ApiError::field(
+                    "encoding_format",
+                    format!("`{other}` is not known; give float or base64"),
+                ));
+            }
+        };
+        fields.string("user")?; // as in a completion
+        fields.finish()?;
+        inputs_within("input", inputs.len())?;
+        Ok(Self { inputs, base64 })
+    }
 }
 
 /// `POST /v1/answer`: question and context.
 pub(super) fn answer(body: &[u8], served: &str) -> ApiResult<(String, String)> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = Fields::known(body, ANSWER)?;
     model(&mut fields, served)?;
     let asked = (fields.required_string("question")?, fields.required_string("context")?);
     fields.finish()?;
@@ -156,21 +221,36 @@ pub(super) fn answer(body: &[u8], served: &str) -> ApiResult<(String, String)> {
 
 /// `POST /tokenize`: the text.
 pub(super) fn tokenize(body: &[u8], served: &str) -> ApiResult<String> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = Fields::known(body, TOKENIZE)?;
     model(&mut fields, served)?;
     let text = fields.required_string("text")?;
     fields.finish()?;
     Ok(text)
 }
 
+/// `POST /detokenize`: the ids.
+pub(super) fn detokenize(body: &[u8], served: &str) -> ApiResult<Vec<u32>> {
+    let mut fields = Fields::known(body, DETOKENIZE)?;
+    model(&mut fields, served)?;
+    let ids = match fields.take("ids").ok_or_else(|| fields.missing("ids"))? {
+        Value::Array(all) => read_ids("ids", &all)?,
+        other => return Err(wrong("ids", "an array of token ids", &other)),
+    };
+    fields.finish()?;
+    Ok(ids)
+}
+
+/// 404 for a model that is not here.
+pub(super) fn no_model(name: &str, served: &str) -> ApiError {
+    let message = format!("no model `{name}` here; this server has `{served}`");
+    let error = ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message);
+    ApiError { param: Some("model".into()), ..error }
+}
+
 /// A name that is given must be the model that is served.
 fn model(fields: &mut Fields, served: &str) -> ApiResult<()> {
     match fields.string("model")? {
-        Some(name) if name != served => {
-            let message = format!("no model `{name}` here; this server has `{served}`");
-            let error = ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message);
-            Err(ApiError { param: Some("model".into()), ..error })
-        }
+        Some(name) if name != served => Err(no_model(&name, served)),
         _ => Ok(()),
     }
 }
@@ -219,7 +299,6 @@ fn read_part(value: Value, name: &str) -> ApiResult<String> {
 
 fn read_prompt(value: Value) -> ApiResult<Prompt> {
     const WANT: &str = "a string, an array with one string, or token ids";
-    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(all) => match all.as_slice() {
@@ -229,14 +308,31 @@ fn read_prompt(value: Value) -> ApiResult<Prompt> {
             [Value::String(_) | Value::Array(_), ..] => {
                 Err(ApiError::field("prompt", format!("{} prompts; send one a request", all.len())))
             }
-            all => {
-                let read =
-                    |(i, v): (usize, &Value)| id(v).ok_or_else(|| wrong(&format!("prompt[{i}]"), "a token id", v));
-                Ok(Prompt::Ids(all.iter().enumerate().map(read).collect::<ApiResult<_>>()?))
-            }
+            all => Ok(Prompt::Ids(read_ids("prompt", all)?)),
         },
         other => Err(wrong("prompt", WANT, &other)),
     }
+}
+
+fn read_ids(name: &str, all: &[Value]) -> ApiResult<Vec<u32>> {
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    let read = |(i, v)| id(v).ok_or_else(|| wrong(&format!("{name}[{i}]"), "a token id", v));
+    all.iter().enumerate().map(read).collect()
+}
+
+/// `{"50256": -100}`: ids, spelled as JSON keys, with what is added to their logits.
+fn read_biases(value: Value) -> ApiResult<Vec<(u32, f32)>> {
+    let Value::Object(map) = value else { return Err(wrong("logit_bias", "an object of token ids", &value)) };
+    if map.len() > MAX_BIASES {
+        return Err(ApiError::field("logit_bias", format!("{} ids; at most {MAX_BIASES} are supported", map.len())));
+    }
+    let read = |(id, bias): (&String, &Value)| {
+        let name = format!("logit_bias.{id}");
+        let number = bias.as_f64().ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))?;
+        let id = id.parse().map_err(|_| ApiError::field(&name, "its name is not a token id"))?;
+        Ok((id, number as f32))
+    };
+    map.iter().map(read).collect()
 }
 
 fn read_stop(value: Value) -> ApiResult<Vec<String>> {
@@ -303,7 +399,10 @@ mod tests {
         refused(with("temperature", json!(1e40)), "temperature", "100");
         refused(with("top_p", json!(0)), "top_p", "above 0");
         refused(with("max_tokens", json!(0)), "max_tokens", "from 1 on");
-        refused(with("n", json!(2)), "n", "only 1");
+        refused(with("n", json!(5)), "n", "at most 4");
+        refused(with("frequency_penalty", json!(-2.5)), "frequency_penalty", "-2.5");
+        refused(with("logit_bias", json!({"7": 101})), "logit_bias", "101");
+        refused(with("logit_bias", json!({"x": 1})), "logit_bias.x", "token id");
         refused(with("logprobs", json!(21)), "logprobs", "21");
         refused(with("stop", json!(["a", "b", "c", "d", "e"])), "stop", "5 stop strings");
         refused(with("stop", json!("")), "stop", "0 bytes");

@@ -91,47 +91,65 @@ impl Logprobs {
     }
 }
 
-/// An answer in one piece.
-pub(super) fn whole(head: &Head, generation: &Generation, logprobs: Value) -> ApiResult<Value> {
-    let reason = finish_reason(generation)?;
-    let text = &generation.text;
-    let mut choice = match head.chat {
-        true => json!({"index": 0, "message": {"role": "assistant", "content": text}}),
-        false => json!({"index": 0, "text": text}),
+/// An answer in one piece: all its choices, each with its log-probabilities.
+pub(super) fn whole(head: &Head, all: &[(Generation, Value)]) -> ApiResult<Value> {
+    let choice = |(index, (generation, logprobs)): (usize, &(Generation, Value))| {
+        let reason = finish_reason(generation)?;
+        let text = &generation.text;
+        let mut choice = match head.chat {
+            true => json!({"index": index, "message": {"role": "assistant", "content": text}}),
+            false => json!({"index": index, "text": text}),
+        };
+        choice["logprobs"] = logprobs.clone();
+        choice["finish_reason"] = reason.into();
+        Ok(choice)
     };
-    choice["logprobs"] = logprobs;
-    choice["finish_reason"] = reason.into();
-    let mut out = head.object(if head.chat { "chat.completion" } else { "text_completion" }, json!([choice]));
-    out["usage"] = usage(generation);
+    let choices = all.iter().enumerate().map(choice).collect::<ApiResult<Vec<_>>>()?;
+    let mut out = head.object(if head.chat { "chat.completion" } else { "text_completion" }, choices.into());
+    out["usage"] = Usage::of(all.iter().map(|(generation, _)| generation)).json();
     Ok(out)
 }
 
 /// An answer in chunks.
 pub(super) struct Chunks {
     head: Head,
-    logprobs: Logprobs,
     include_usage: bool,
+    choices: Vec<Choice>,
+    ended: usize,
+    usage: Usage,
+}
+
+/// What is told of one choice so far.
+struct Choice {
+    logprobs: Logprobs,
     begun: bool,
     /// Tokens whose text is still held back: half a character, or what may become a stop string.
     held: Vec<(u32, TokenLogprobs)>,
 }
 
 impl Chunks {
-    pub fn new(head: Head, logprobs: Logprobs, include_usage: bool) -> Self {
-        Self { head, logprobs, include_usage, begun: false, held: Vec::new() }
+    pub fn new(head: Head, tokenizer: Option<&Arc<Tokenizer>>, n: usize, include_usage: bool) -> Self {
+        let choice =
+            || Choice { logprobs: Logprobs::new(tokenizer.cloned(), head.chat), begun: false, held: Vec::new() };
+        Self { choices: (0..n).map(|_| choice()).collect(), head, include_usage, ended: 0, usage: Usage::default() }
+    }
+
+    /// Whether every choice has ended.
+    pub fn done(&self) -> bool {
+        self.ended == self.choices.len()
     }
 
     /// A chat begins with its role alone.
-    fn begin(&mut self, out: &mut Vec<Value>) {
-        if !std::mem::replace(&mut self.begun, true) && self.head.chat {
-            out.push(self.chunk(json!({"role": "assistant", "content": ""}), "", Value::Null, Value::Null));
+    fn begin(&mut self, index: usize, out: &mut Vec<Value>) {
+        if !std::mem::replace(&mut self.choices[index].begun, true) && self.head.chat {
+            out.push(self.chunk(index, json!({"role": "assistant", "content": ""}), "", Value::Null, Value::Null));
         }
     }
 
-    fn chunk(&self, delta: Value, text: &str, logprobs: Value, reason: Value) -> Value {
+    fn chunk(&self, index: usize, delta: Value, text: &str, logprobs: Value, reason: Value) -> Value {
         let mut choice = match self.head.chat {
-            true => json!({"index": 0, "delta": delta}),
-            false => json!({"index": 0, "text": text}),
+            true => json!({"index": index, "delta": delta}),
+            false => json!({"index": index, "text": text}),
         };
         choice["logprobs"] = logprobs;
         choice["finish_reason"] = reason;
@@ -147,28 +165,41 @@ impl Chunks {
         out
     }
 
+    fn release(&mut self, index: usize) -> Value {
+        let choice = &mut self.choices[index];
+        choice.logprobs.json(&std::mem::take(&mut choice.held))
+    }
+
     /// Chunks of a token; none while its text is held back.
-    pub fn piece(&mut self, token: Option<u32>, text: &str, logprobs: Option<TokenLogprobs>) -> Vec<Value> {
+    pub fn piece(
+        &mut self,
+        index: usize,
+        token: Option<u32>,
+        text: &str,
+        logprobs: Option<TokenLogprobs>,
+    ) -> Vec<Value> {
         let mut out = Vec::new();
-        self.begin(&mut out);
-        self.held.extend(token.zip(logprobs));
+        self.begin(index, &mut out);
+        self.choices[index].held.extend(token.zip(logprobs));
         if !text.is_empty() {
-            let logprobs = self.logprobs.json(&std::mem::take(&mut self.held));
-            out.push(self.chunk(json!({"content": text}), text, logprobs, Value::Null));
+            let logprobs = self.release(index);
+            out.push(self.chunk(index, json!({"content": text}), text, logprobs, Value::Null));
         }
         out
     }
 
-    /// The chunk with the reason, and the one with the usage when that was asked for.
-    pub fn end(&mut self, generation: &Generation) -> ApiResult<Vec<Value>> {
+    /// The chunk with the reason, and after the last choice the one with the usage when that was asked for.
+    pub fn end(&mut self, index: usize, generation: &Generation) -> ApiResult<Vec<Value>> {
         let reason = finish_reason(generation)?;
         let mut out = Vec::new();
-        self.begin(&mut out);
-        let logprobs = self.logprobs.json(&std::mem::take(&mut self.held));
-        out.push(self.chunk(json!({}), "", logprobs, reason.into()));
-        if self.include_usage {
+        self.begin(index, &mut out);
+        let logprobs = self.release(index);
+        out.push(self.chunk(index, json!({}), "", logprobs, reason.into()));
+        self.ended += 1;
+        self.usage.add(generation);
+        if self.include_usage && self.done() {
             let mut last = self.object(json!([]));
-            last["usage"] = usage(generation);
+            last["usage"] = self.usage.json();
             out.push(last);
         }
         Ok(out)
@@ -187,21 +218,67 @@ impl ApiError {
 }
 
 /// A client that is still there never asked to break off: only a server that stops does.
-fn finish_reason(generation: &Generation) -> ApiResult<&'static str> {
+pub(super) fn finish_reason(generation: &Generation) -> ApiResult<&'static str> {
     match generation.finish_reason {
         FinishReason::Cancelled => Err(ApiError::broken_off()),
         reason => Ok(reason.as_str()),
     }
 }
 
-fn usage(generation: &Generation) -> Value {
-    let (prompt, completion) = (generation.timings.prompt_tokens, generation.token_ids.len());
-    json!({
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": generation.timings.cached_tokens},
-    })
+/// Tokens of all choices of one answer; the prompt counts once.
+#[derive(Default)]
+struct Usage {
+    prompt: Option<(usize, usize)>,
+    completion: usize,
+}
+
+impl Usage {
+    fn of<'a>(all: impl Iterator<Item = &'a Generation>) -> Self {
+        let mut usage = Self::default();
+        all.for_each(|generation| usage.add(generation));
+        usage
+    }
+
+    fn add(&mut self, generation: &Generation) {
+        let timings = &generation.timings;
+        self.prompt.get_or_insert((timings.prompt_tokens, timings.cached_tokens));
+        self.completion += generation.token_ids.len();
+    }
+
+    fn json(&self) -> Value {
+        let (prompt, cached) = self.prompt.unwrap_or_default();
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        })
+    }
+}
+
+/// `POST /v1/embeddings`.
+pub(super) fn embedded(model: &str, all: &[Vec<f32>], in_base64: bool, tokens: usize) -> Value {
+    let vector = |v: &[f32]| match in_base64 {
+        true => base64(&v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).into(),
+        false => Value::from(v),
+    };
+    let one = |(index, v): (usize, &Vec<f32>)| json!({"object": "embedding", "index": index, "embedding": vector(v)});
+    let data: Vec<Value> = all.iter().enumerate().map(one).collect();
+    json!({"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+}
+
+/// RFC 4648, section 4, with padding.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize] as char;
+            out.push(if i <= three.len() { digit } else { '=' });
+        }
+    }
+    out
 }
 
 /// `POST /v1/classify`.
@@ -221,4 +298,19 @@ pub(super) fn classified(model: &str, all: &[Vec<LabelScore>], tokens: usize) ->
 pub(super) fn answered(model: &str, answer: &Answer) -> Value {
     json!({"model": model, "answer": answer.answer, "start": answer.start, "end": answer.end, "score": answer.score,
         "no_answer_score": answer.no_answer_score})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_what_the_rfc_shows() {
+        let vectors =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
+        for (bytes, want) in vectors {
+            assert_eq!(base64(bytes.as_bytes()), want);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
 }

@@ -16,18 +16,36 @@ pub fn address(host: &str, port: u16) -> Result<SocketAddr> {
     found.ok_or_else(|| wrong("it names no address".into()))
 }
 
-/// The first line of a key file.
+/// The keys of a key file, one a line; empty lines and lines that begin with `#` are passed over.
 ///
 /// # Errors
-/// `Input` when the file cannot be read, or holds no key.
-pub fn read_key(path: &Path) -> Result<String> {
+/// `Input` when the file cannot be read, or holds no key, or a key with other characters than visible ASCII.
+pub fn read_keys(path: &Path) -> Result<Vec<String>> {
     let wrong = |message: String| Error::new(Kind::Input, "--api-key-file", message);
     let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read {}: {e}", path.display())))?;
-    let key = text.lines().next().unwrap_or_default().trim();
-    if key.is_empty() || !key.is_ascii() {
-        return Err(wrong(format!("the first line of {} holds no key; put one there, in ASCII", path.display())));
+    let lines = text.lines().map(str::trim).enumerate();
+    let keys: Vec<(usize, &str)> = lines.filter(|(_, l)| !l.is_empty() && !l.starts_with('#')).collect();
+    if let Some((i, _)) = keys.iter().find(|(_, key)| !key.bytes().all(|b| b.is_ascii_graphic())) {
+        let place = format!("line {} of {}", i + 1, path.display());
+        return Err(wrong(format!("{place} is not a key of visible ASCII characters; put a # before a remark")));
     }
-    Ok(key.to_owned())
+    if keys.is_empty() {
+        return Err(wrong(format!("{} holds no key; put one on a line of its own, in ASCII", path.display())));
+    }
+    Ok(keys.into_iter().map(|(_, key)| key.to_owned()).collect())
+}
+
+/// Refuses an address that others can reach when nothing keeps them out.
+///
+/// # Errors
+/// `Input` with the ways out.
+pub fn safe(addr: SocketAddr, has_key: bool, insecure: bool) -> Result<()> {
+    if addr.ip().is_loopback() || has_key || insecure {
+        return Ok(());
+    }
+    let message = "whoever reaches this address may use the server; give --api-key-file FILE, or --insecure-no-auth \
+                   where something else keeps strangers out, or leave out --host";
+    Err(Error::new(Kind::Input, format!("--host {}", addr.ip()), message))
 }
 
 /// Why a server did not start, with the way out of a port that is taken.
@@ -53,8 +71,23 @@ mod tests {
     #[test]
     fn a_key_file_without_a_key_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(read_key(file.path()).unwrap_err().to_string().contains("holds no key"));
-        std::fs::write(file.path(), " secret \nignored\n").unwrap();
-        assert_eq!(read_key(file.path()).unwrap(), "secret");
+        let put = |text: &str| std::fs::write(file.path(), text).unwrap();
+        assert!(read_keys(file.path()).unwrap_err().to_string().contains("holds no key"));
+        put("\n# only a remark\n");
+        assert!(read_keys(file.path()).unwrap_err().to_string().contains("holds no key"));
+        put(" secret \n\n# of the second client\nother\r\n");
+        assert_eq!(read_keys(file.path()).unwrap(), ["secret", "other"]);
+        put("secret\nmy second key\n");
+        assert!(read_keys(file.path()).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_a_key_or_a_word() {
+        let (here, all) = ("127.0.0.1:1".parse().unwrap(), "0.0.0.0:1".parse().unwrap());
+        safe(here, false, false).unwrap();
+        safe(all, true, false).unwrap();
+        safe(all, false, true).unwrap();
+        let error = safe(all, false, false).unwrap_err();
+        assert!(error.kind() == Kind::Input && error.to_string().contains("--insecure-no-auth"), "{error}");
     }
 }

@@ -42,16 +42,21 @@ impl SseStream {
     fn lines(&mut self, event: Option<Event>) -> String {
         let mut out = String::new();
         match event {
-            Some(Event::Piece { token, text, logprobs }) => {
-                self.chunks.piece(token, &text, logprobs).iter().for_each(|chunk| data(&mut out, chunk));
+            Some(Event::Piece { index, token, text, logprobs }) => {
+                self.chunks.piece(index, token, &text, logprobs).iter().for_each(|chunk| data(&mut out, chunk));
                 return out;
             }
-            Some(Event::Generated(generation)) => match self.chunks.end(&generation) {
-                Ok(chunks) => chunks.iter().for_each(|chunk| data(&mut out, chunk)),
+            Some(Event::Generated { index, generation }) => match self.chunks.end(index, &generation) {
+                Ok(chunks) => {
+                    chunks.iter().for_each(|chunk| data(&mut out, chunk));
+                    if !self.chunks.done() {
+                        return out;
+                    }
+                }
                 Err(e) => data(&mut out, &e.body()),
             },
             Some(Event::Failed(e)) => data(&mut out, &ApiError::from(e).body()),
-            Some(Event::Classified(_) | Event::Answered(_) | Event::BrokenOff) | None => {
+            Some(Event::Classified(_) | Event::Embedded(_) | Event::Answered(_) | Event::BrokenOff) | None => {
                 data(&mut out, &ApiError::broken_off().body())
             }
         }

@@ -3,6 +3,7 @@
 //! A field that is unknown, or of the wrong type, is an error that names it: a parameter that is ignored in silence gives
 //! answers that nobody asked for. `null` is the same as absent, since clients send it for what they leave open.
 
+use super::schema::Field;
 use crate::error::{Error, Kind};
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -60,6 +61,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(self.clone()); // for the log, and for protocols that spell errors otherwise
         let mut put = |name: HeaderName, value: &'static str| {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         };
@@ -97,6 +99,15 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    /// A request's body, of these fields; the same table is what `/openapi.json` says.
+    pub fn known(body: &[u8], table: &[Field]) -> ApiResult<Self> {
+        let fields = Self::parse(body)?;
+        match fields.map.iter().find(|(name, v)| !v.is_null() && !table.iter().any(|f| f.name == **name)) {
+            Some((name, _)) => Err(ApiError::unsupported(name)),
+            None => Ok(fields),
+        }
+    }
+
     /// A request's body.
     pub fn parse(body: &[u8]) -> ApiResult<Self> {
         // serde_json refuses more than 128 levels, so a hostile body cannot exhaust the stack.

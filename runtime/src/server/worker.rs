@@ -4,6 +4,7 @@
 //! queue, or ends before its next token. The channel has no bound of its own: a job sends at most as many events as the
 //! context has tokens, and a client that reads slowly must not hold up the engine for the others.
 
+use super::metrics::Metrics;
 use crate::error::{Error, Kind};
 use crate::session::{Answer, GenerateOptions, Generation, LabelScore, Piece, Session, TokenLogprobs};
 use std::collections::VecDeque;
@@ -11,14 +12,17 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// What the engine is asked.
 pub(super) enum Work {
-    /// Continue a prompt; answered by [`Event::Piece`]s, then [`Event::Generated`].
-    Generate { prompt: Vec<u32>, options: GenerateOptions },
+    /// Continue a prompt `n` times; each answered by [`Event::Piece`]s, then [`Event::Generated`].
+    Generate { prompt: Vec<u32>, options: GenerateOptions, n: usize },
     /// Label texts; answered by [`Event::Classified`].
     Classify { inputs: Vec<Vec<u32>> },
+    /// Vectors of texts; answered by [`Event::Embedded`].
+    Embed { inputs: Vec<Vec<u32>> },
     /// Answer a question; answered by [`Event::Answered`].
     Answer { question: String, context: String },
 }
@@ -27,12 +31,17 @@ pub(super) enum Work {
 pub(super) enum Event {
     /// A token, its text as far as it is whole.
     Piece {
+        index: usize,
         token: Option<u32>,
         text: String,
         logprobs: Option<TokenLogprobs>,
     },
-    Generated(Generation),
+    Generated {
+        index: usize,
+        generation: Generation,
+    },
     Classified(Vec<Vec<LabelScore>>),
+    Embedded(Vec<Vec<f32>>),
     Answered(Answer),
     Failed(Error),
     /// The server stopped before the job was done.
@@ -41,8 +50,17 @@ pub(super) enum Event {
 
 /// Work with somebody who waits for it.
 pub(super) struct Job {
-    pub work: Work,
-    pub reply: UnboundedSender<Event>,
+    work: Work,
+    /// Whose cache it may see; 0 is everybody's where no keys are asked for.
+    owner: u64,
+    asked: Instant,
+    reply: UnboundedSender<Event>,
+}
+
+impl Job {
+    pub fn new(work: Work, owner: u64, reply: UnboundedSender<Event>) -> Self {
+        Self { work, owner, asked: Instant::now(), reply }
+    }
 }
 
 /// Why a job was not taken.
@@ -93,6 +111,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Jobs that wait; the engine's thread never holds this lock while it computes.
+    pub fn waiting(&self) -> usize {
+        self.lock().jobs.len()
+    }
+
     /// The next job that somebody still waits for; `None` once the queue is closed and empty.
     fn pop(&self) -> Option<Job> {
         let mut waiting = self.lock();
@@ -121,10 +144,12 @@ impl Queue {
 }
 
 /// Does jobs until the queue is closed and empty.
-pub(super) fn work(session: &mut Session, queue: &Queue) {
+pub(super) fn work(session: &mut Session, queue: &Queue, metrics: &Metrics) {
     while let Some(job) = queue.pop() {
+        metrics.queued.observe(job.asked.elapsed());
+        let _running = metrics.run();
         // A bug in one request must not take the others with it; the half-done sequence is forgotten.
-        let outcome = catch_unwind(AssertUnwindSafe(|| answer(session, &job, queue)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| answer(session, &job, queue, metrics)));
         let event = outcome.unwrap_or_else(|_| {
             session.reset();
             Event::Failed(Error::new(Kind::Shape, "engine", "it failed on this request; please report this as a bug"))
@@ -133,36 +158,85 @@ pub(super) fn work(session: &mut Session, queue: &Queue) {
     }
 }
 
-fn answer(session: &mut Session, job: &Job, queue: &Queue) -> Event {
+fn answer(session: &mut Session, job: &Job, queue: &Queue, metrics: &Metrics) -> Event {
     let gone = || job.reply.is_closed() || queue.cancelled.load(Ordering::Relaxed);
     match &job.work {
-        Work::Generate { prompt, options } => {
-            let mut on_piece = |piece: &Piece| {
-                if piece.token.is_some() || !piece.text.is_empty() {
-                    let (text, logprobs) = (piece.text.to_owned(), piece.logprobs.clone());
-                    let _ = job.reply.send(Event::Piece { token: piece.token, text, logprobs });
-                }
-                if gone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            };
-            session.generate(prompt, options, &mut on_piece).map_or_else(Event::Failed, Event::Generated)
-        }
-        Work::Classify { inputs } => {
-            let mut all = Vec::with_capacity(inputs.len());
-            for ids in inputs {
-                if gone() {
-                    return Event::BrokenOff;
-                }
-                match session.classify(ids) {
-                    Ok(scores) => all.push(scores),
+        Work::Generate { prompt, options, n } => {
+            session.take_slot(job.owner, prompt);
+            let mut index = 0;
+            loop {
+                let generation = match generate(session, prompt, options, index, job, &gone, metrics) {
+                    Ok(generation) => generation,
                     Err(e) => return Event::Failed(e),
+                };
+                metrics.generated(&generation);
+                let event = Event::Generated { index, generation };
+                index += 1;
+                if index == *n || gone() {
+                    return event;
                 }
+                let _ = job.reply.send(event);
             }
-            Event::Classified(all)
         }
+        Work::Classify { inputs } => each(inputs, gone, |ids| session.classify(ids), metrics, Event::Classified),
+        Work::Embed { inputs } => each(inputs, gone, |ids| session.embed(ids), metrics, Event::Embedded),
         Work::Answer { question, context } => {
             session.answer(question, context).map_or_else(Event::Failed, Event::Answered)
         }
     }
+}
+
+/// Choice `index` of an answer, token by token.
+fn generate(
+    session: &mut Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    index: usize,
+    job: &Job,
+    gone: &impl Fn() -> bool,
+    metrics: &Metrics,
+) -> Result<Generation, Error> {
+    let mut options = options.clone();
+    options.sampling.seed = options.sampling.seed.wrapping_add(index as u64);
+    let mut last: Option<Instant> = None;
+    let mut on_piece = |piece: &Piece| {
+        if piece.token.is_some() {
+            let now = Instant::now();
+            match last.replace(now) {
+                Some(before) => metrics.inter_token.observe(now - before),
+                None if index == 0 => metrics.first_token.observe(now - job.asked),
+                None => {}
+            }
+        }
+        if piece.token.is_some() || !piece.text.is_empty() {
+            let (text, logprobs) = (piece.text.to_owned(), piece.logprobs.clone());
+            let _ = job.reply.send(Event::Piece { index, token: piece.token, text, logprobs });
+        }
+        if gone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    session.generate(prompt, &options, &mut on_piece)
+}
+
+/// One text after another, as long as somebody waits.
+fn each<T>(
+    inputs: &[Vec<u32>],
+    gone: impl Fn() -> bool,
+    mut one: impl FnMut(&[u32]) -> Result<T, Error>,
+    metrics: &Metrics,
+    event: impl Fn(Vec<T>) -> Event,
+) -> Event {
+    let mut all = Vec::with_capacity(inputs.len());
+    for ids in inputs {
+        if gone() {
+            return Event::BrokenOff;
+        }
+        match one(ids) {
+            Ok(found) => all.push(found),
+            Err(e) => return Event::Failed(e),
+        }
+        metrics.read(ids.len());
+    }
+    event(all)
 }
 
 #[cfg(test)]
@@ -172,7 +246,7 @@ mod tests {
 
     fn job(question: &str) -> (Job, UnboundedReceiver<Event>) {
         let (reply, client) = unbounded_channel();
-        (Job { work: Work::Answer { question: question.into(), context: String::new() }, reply }, client)
+        (Job::new(Work::Answer { question: question.into(), context: String::new() }, 0, reply), client)
     }
 
     fn asked(job: Option<Job>) -> Option<String> {

@@ -2,17 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
-use edgeft_runtime::server::setup::{address, cannot_listen, read_key};
-use edgeft_runtime::server::{Config, Limits, Loaded, Server};
+use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
 
-use super::{Arguments, model_file, print};
+use super::{Arguments, model_file, print, usage};
 
 /// Where it listens unless told.
 const PORT: u16 = 8080;
@@ -22,10 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Serves until a signal.
 pub fn serve(a: &Arguments) -> Result<()> {
     let addr = address(a.text("--host").unwrap_or("127.0.0.1"), a.number("--port")?.unwrap_or(PORT))?;
-    let api_key = a.text("--api-key-file").map(|file| read_key(Path::new(file))).transpose()?;
-    if api_key.is_none() && !addr.ip().is_loopback() {
-        eprintln!("warning: whoever reaches {addr} may use this server; give --api-key-file, or leave out --host");
-    }
+    let key_file = a.text("--api-key-file").map(PathBuf::from);
+    key_file.as_deref().map(read_keys).transpose()?;
+    safe(addr, key_file.is_some(), a.text("--insecure-no-auth").is_some())?;
+    let slots = match a.number::<usize>("--cache-slots")? {
+        Some(n) if !(1..=64).contains(&n) => return Err(usage("--cache-slots", format!("{n} is not from 1 to 64"))),
+        n => n.unwrap_or(1),
+    };
+    let drain = a.number("--drain")?.map_or(Limits::default().drain, Duration::from_secs);
     let place = Path::new(&a.model);
     let bundle = if place.is_dir() { Some(Bundle::open(place)?) } else { None };
     let stem = || place.file_stem().map_or_else(|| a.model.clone(), |s| s.to_string_lossy().into_owned());
@@ -36,20 +39,18 @@ pub fn serve(a: &Arguments) -> Result<()> {
         threads: Some(a.threads()?),
         ..SessionOptions::default()
     };
-    let config = Config { addr, model: name.clone(), api_key, limits: Limits::default() };
+    let config = Config {
+        access: Access { key_file, hosts: a.texts("--allow-host"), origins: a.texts("--allow-origin") },
+        limits: Limits { drain, ..Limits::default() },
+        log: a.text("--log").map(|_| Log::new(|line| eprintln!("{line}"))),
+        ..Config::new(addr, name.as_str())
+    };
     // The socket is bound first, so that /healthz answers and /readyz says no while hashes are checked and weights load.
     let given = a.model.clone();
-    let server = Server::start(config, move || Loaded::new(&Model::open(&model_file(&given)?)?, &options));
+    let server =
+        Server::start(config, move || Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots));
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
-    let (stopper, stopping) = (server.stopper(), AtomicBool::new(false));
-    let handler = move || {
-        if stopping.swap(true, Ordering::SeqCst) {
-            std::process::exit(130); // a second signal does not wait
-        }
-        eprintln!("stopping; what runs may end");
-        stopper.stop();
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(Kind::Io, "signals", e.to_string()))?;
+    signals::watch(server.stopper(), |line| eprintln!("{line}"))?;
     server.ready()?;
     let url = format!("http://{}", server.addr());
     print(a, &json!({"url": url, "model": name}), &format!("serving {name} at {url}"));

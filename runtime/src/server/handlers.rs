@@ -1,0 +1,478 @@
+//! What each path does: its body -> ids -> a job of the engine -> its answer.
+
+use super::accept::Busy;
+use super::ask::{self, Completion, Embeddings, Prompt};
+use super::reply::{self, Chunks, Head, Logprobs};
+use super::routes::App;
+use super::sse::SseStream;
+use super::v2::{self, Infer};
+use super::wire::{ApiError, ApiResult};
+use super::worker::{Event, Job, Refused, Work};
+use super::{Serving, Shared, openapi};
+use crate::chat::Message;
+use crate::model::Task;
+use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs, chat_ids};
+use crate::tokenizer::Tokenizer;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+type Answered<T = Response> = ApiResult<T>;
+
+/// Whose key opened the request; see [`super::guard::Keys::owner`].
+#[derive(Clone, Copy)]
+pub(super) struct Owner(pub u64);
+
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+pub(super) async fn readyz(State(app): State<App>) -> Answered<Json<Value>> {
+    serving(&app).map(|_| Json(json!({"status": "ready"})))
+}
+
+pub(super) async fn page() -> Response {
+    super::page::page()
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let text = app.metrics.text(&app.queue, serving(&app).is_ok());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
+    Json(openapi::document(&app.model, app.keys.needed()))
+}
+
+pub(super) async fn models(State(app): State<App>) -> Json<Value> {
+    let mut model = json!({"id": &*app.model, "object": "model", "created": app.since, "owned_by": "edgeft"});
+    if let Some(serving) = app.serving.get() {
+        model["task"] = serving.purpose().into();
+        model["context_length"] = serving.capacity.into();
+        model["chat"] = serving.chat.is_some().into();
+    }
+    Json(json!({"object": "list", "data": [model]}))
+}
+
+/// The model, once it is there and while the server is not about to stop.
+fn serving(app: &Shared) -> ApiResult<&Serving> {
+    let unavailable = |code, message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+    if app.draining.load(Ordering::SeqCst) {
+        return Err(unavailable("draining", "the server is about to stop"));
+    }
+    app.serving.get().ok_or_else(|| unavailable("model_loading", "the model is still being loaded; ask again soon"))
+}
+
+/// A request's whole body, within size and time.
+async fn read(app: &Shared, body: Body) -> ApiResult<Bytes> {
+    let limits = &app.config.limits;
+    match tokio::time::timeout(limits.body, axum::body::to_bytes(body, limits.body_bytes)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => {
+            let message = format!("the body is larger than {} bytes, or it was cut off", limits.body_bytes);
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Err(_) => {
+            let message = format!("the body was not whole after {} s", limits.body.as_secs_f32());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
+        }
+    }
+}
+
+/// Runs what takes a while on a thread of its own, so that other connections are served meanwhile.
+async fn aside<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce(&Serving, &Tokenizer) -> ApiResult<T> + Send + 'static,
+) -> ApiResult<T> {
+    let app = app.clone();
+    let outcome = tokio::task::spawn_blocking(move || {
+        let serving = serving(&app)?;
+        let tokenizer = serving.tokenizer.as_ref().ok_or_else(|| {
+            let message = "the model carries no tokenizer, so it takes token ids and no text: send `prompt` as ids";
+            ApiError::new(StatusCode::BAD_REQUEST, "unsupported_by_model", message)
+        })?;
+        work(serving, tokenizer)
+    });
+    outcome
+        .await
+        .unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "tokenizing failed")))
+}
+
+/// Puts work into the queue, or refuses at once.
+fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<UnboundedReceiver<Event>> {
+    let (reply, events) = unbounded_channel();
+    match app.queue.push(Job::new(work, owner.0, reply)) {
+        Ok(()) => Ok(events),
+        Err(Refused::Full(waiting)) => {
+            let message = format!("{waiting} requests wait already; ask again later");
+            Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message))
+        }
+        Err(Refused::Closed) => Err(ApiError::broken_off()),
+    }
+}
+
+/// 400 for what this model is not for, with the way out.
+fn not_for(app: &Shared, what: &str, instead: &str) -> ApiError {
+    let message = format!("`{}` does not {what}; {instead}", app.model);
+    ApiError::new(StatusCode::BAD_REQUEST, "unsupported_by_model", message)
+}
+
+fn instead(serving: &Serving) -> &'static str {
+    match serving.task {
+        Task::Classify => "it labels texts: use /v1/classify",
+        Task::Answer => "it answers questions about a context: use /v1/answer",
+        Task::Generate => "it continues texts: use /v1/completions",
+        Task::Embed => "it gives vectors of texts: use /v1/embeddings",
+    }
+}
+
+impl Serving {
+    /// Spans come in two numbers a position; a vocabulary has more.
+    fn finds_spans(&self) -> bool {
+        self.task == Task::Answer && self.output_dim == 2
+    }
+
+    /// What it does, in a word.
+    fn purpose(&self) -> &'static str {
+        match self.task {
+            Task::Classify => "classify",
+            Task::Embed => "embed",
+            Task::Answer => "answer",
+            Task::Generate => "generate",
+        }
+    }
+
+    fn generates(&self) -> bool {
+        self.task == Task::Generate || (self.task == Task::Answer && !self.finds_spans())
+    }
+}
+
+pub(super) async fn chat(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Extension(busy): Extension<Arc<Busy>>,
+    body: Body,
+) -> Answered {
+    serving(&app)?;
+    let body = read(&app, body).await?;
+    complete(app.clone(), owner, busy, Completion::chat(&body, &app.model)?).await
+}
+
+pub(super) async fn completions(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Extension(busy): Extension<Arc<Busy>>,
+    body: Body,
+) -> Answered {
+    serving(&app)?;
+    let body = read(&app, body).await?;
+    complete(app.clone(), owner, busy, Completion::text(&body, &app.model)?).await
+}
+
+async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) -> Answered {
+    let model = serving(&app)?;
+    if !model.generates() {
+        return Err(not_for(&app, "generate text", instead(model)));
+    }
+    let (chat, n, stream, usage) = (asked.is_chat(), asked.n, asked.stream, asked.include_usage);
+    let work = generation(&app, asked).await?;
+    let head = Head::new(chat, app.model.clone());
+    let events = submit(&app, owner, work)?;
+    if stream {
+        let chunks = Chunks::new(head, model.tokenizer.as_ref(), n, usage);
+        return Ok(SseStream::new(events, chunks, busy).into_response());
+    }
+    let with_logprobs = |(generation, tokens): (Generation, Tokens)| {
+        let logprobs = Logprobs::new(model.tokenizer.clone(), chat).json(&tokens);
+        (generation, logprobs)
+    };
+    let all: Vec<_> = collect(events, n).await?.into_iter().map(with_logprobs).collect();
+    Ok(Json(reply::whole(&head, &all)?).into_response())
+}
+
+/// Tokens with their log-probabilities, where these were asked for.
+type Tokens = Vec<(u32, TokenLogprobs)>;
+
+/// All choices of an answer, in order.
+async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> ApiResult<Vec<(Generation, Tokens)>> {
+    let (mut all, mut tokens) = (Vec::with_capacity(n), Vec::new());
+    loop {
+        match events.recv().await {
+            Some(Event::Piece { token, logprobs, .. }) => tokens.extend(token.zip(logprobs)),
+            Some(Event::Generated { generation, .. }) => {
+                all.push((generation, std::mem::take(&mut tokens)));
+                if all.len() == n {
+                    return Ok(all);
+                }
+            }
+            Some(Event::Failed(e)) => return Err(e.into()),
+            _ => return Err(ApiError::broken_off()),
+        }
+    }
+}
+
+/// What the engine is asked for a completion, once its prompt is ids and fits.
+async fn generation(app: &App, asked: Completion) -> ApiResult<Work> {
+    let model = serving(app)?;
+    let chat = asked.is_chat();
+    let param = if chat { "messages" } else { "prompt" };
+    let prompt = match asked.prompt {
+        Prompt::Ids(ids) => ids,
+        Prompt::Text(text) => aside(app, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
+        Prompt::Messages(messages) => {
+            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages)).await?
+        }
+    };
+    if prompt.is_empty() {
+        return Err(ApiError::field(param, "it has no tokens"));
+    }
+    let outside = |id: u32| format!("token {id} is outside the vocabulary of {}", model.output_dim);
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= model.output_dim) {
+        return Err(ApiError::field(param, outside(*id)));
+    }
+    if let Some((id, _)) = asked.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= model.output_dim) {
+        return Err(ApiError::field("logit_bias", outside(*id)));
+    }
+    if prompt.len() >= model.capacity {
+        return Err(ApiError::too_long(param, prompt.len(), model.capacity));
+    }
+    let options = GenerateOptions {
+        max_tokens: asked.max_tokens.unwrap_or(model.capacity),
+        sampling: asked.sampling,
+        stop: asked.stop,
+        stop_ids: None,
+        logprobs: asked.logprobs,
+        own_text: chat,
+    };
+    Ok(Work::Generate { prompt, options, n: asked.n })
+}
+
+/// Ids of a chat. A message that spells a control token could forge a turn, so it is refused.
+fn render(serving: &Serving, tokenizer: &Tokenizer, messages: &[Message]) -> ApiResult<Vec<u32>> {
+    if serving.chat.is_none() {
+        let message = "the model has no chat template, and a guessed one would answer badly; send a plain prompt to \
+                       /v1/completions, or serve a model that was tuned on chats";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
+    }
+    for (i, message) in messages.iter().enumerate() {
+        if let Some(token) =
+            [&message.role, &message.content].into_iter().find_map(|text| tokenizer.control_token_in(text))
+        {
+            let param = format!("messages[{i}]");
+            return Err(ApiError::field(
+                &param,
+                format!("it spells the control token {token}, which only the template may"),
+            ));
+        }
+    }
+    Ok(chat_ids(serving.chat.as_ref(), tokenizer, messages, None)?)
+}
+
+/// Ids of texts, each of which must fit.
+async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -> ApiResult<Vec<Vec<u32>>> {
+    let check = move |i: usize, ids: Vec<u32>, capacity: usize| {
+        let name = format!("{name}[{i}]");
+        match ids.len() {
+            0 => Err(ApiError::field(&name, "it has no tokens")),
+            n if n > capacity => Err(ApiError::too_long(&name, n, capacity)),
+            _ => Ok(ids),
+        }
+    };
+    let capacity = serving(app)?.capacity;
+    if inputs.iter().all(|input| matches!(input, Prompt::Ids(_))) {
+        let ids = |(i, input)| check(i, if let Prompt::Ids(ids) = input { ids } else { Vec::new() }, capacity);
+        return inputs.into_iter().enumerate().map(ids).collect();
+    }
+    let encode = move |_: &Serving, tokenizer: &Tokenizer| {
+        let encode = |(i, input)| match input {
+            Prompt::Text(text) => check(i, tokenizer.encode(&text, true)?, capacity),
+            Prompt::Ids(ids) => check(i, ids, capacity),
+            Prompt::Messages(_) => Err(ApiError::field(name, "a chat is no text")),
+        };
+        inputs.into_iter().enumerate().map(encode).collect::<ApiResult<Vec<_>>>()
+    };
+    aside(app, encode).await
+}
+
+fn prompts(texts: Vec<String>) -> Vec<Prompt> {
+    texts.into_iter().map(Prompt::Text).collect()
+}
+
+pub(super) async fn classify(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    body: Body,
+) -> Answered<Json<Value>> {
+    let model = serving(&app)?;
+    let body = read(&app, body).await?;
+    let inputs = ask::classify(&body, &app.model)?;
+    if model.task != Task::Classify {
+        return Err(not_for(&app, "classify", instead(model)));
+    }
+    let inputs = ids_of(&app, "input", prompts(inputs)).await?;
+    let tokens = inputs.iter().map(Vec::len).sum();
+    match submit(&app, owner, Work::Classify { inputs })?.recv().await {
+        Some(Event::Classified(all)) => Ok(Json(reply::classified(&app.model, &all, tokens))),
+        Some(Event::Failed(e)) => Err(e.into()),
+        _ => Err(ApiError::broken_off()),
+    }
+}
+
+pub(super) async fn embeddings(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    body: Body,
+) -> Answered<Json<Value>> {
+    let model = serving(&app)?;
+    let body = read(&app, body).await?;
+    let asked = Embeddings::read(&body, &app.model)?;
+    if model.task != Task::Embed {
+        return Err(not_for(&app, "give vectors", instead(model)));
+    }
+    let inputs = ids_of(&app, "input", asked.inputs).await?;
+    let tokens = inputs.iter().map(Vec::len).sum();
+    match submit(&app, owner, Work::Embed { inputs })?.recv().await {
+        Some(Event::Embedded(all)) => Ok(Json(reply::embedded(&app.model, &all, asked.base64, tokens))),
+        Some(Event::Failed(e)) => Err(e.into()),
+        _ => Err(ApiError::broken_off()),
+    }
+}
+
+pub(super) async fn answer(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    body: Body,
+) -> Answered<Json<Value>> {
+    let model = serving(&app)?;
+    let body = read(&app, body).await?;
+    let (question, context) = ask::answer(&body, &app.model)?;
+    if !model.generates() && !model.finds_spans() {
+        return Err(not_for(&app, "answer questions", instead(model)));
+    }
+    Ok(Json(reply::answered(&app.model, &answer_one(&app, owner, question, context).await?)))
+}
+
+async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
+    match submit(app, owner, Work::Answer { question, context })?.recv().await {
+        Some(Event::Answered(answer)) => Ok(answer),
+        Some(Event::Failed(e)) => Err(e.into()),
+        _ => Err(ApiError::broken_off()),
+    }
+}
+
+pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
+    serving(&app)?;
+    let body = read(&app, body).await?;
+    let text = ask::tokenize(&body, &app.model)?;
+    let ids = aside(&app, move |_, tokenizer| {
+        let ids = tokenizer.encode(&text, true)?;
+        let tokens: Vec<&str> = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect();
+        Ok(json!({"ids": ids, "tokens": tokens}))
+    });
+    Ok(Json(ids.await?))
+}
+
+pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
+    serving(&app)?;
+    let body = read(&app, body).await?;
+    let ids = ask::detokenize(&body, &app.model)?;
+    let text = aside(&app, move |_, tokenizer| match ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
+        Some(id) => {
+            let message = format!("token {id} is outside the vocabulary of {}", tokenizer.vocab_size());
+            Err(ApiError::field("ids", message))
+        }
+        None => Ok(json!({"text": tokenizer.decode(&ids, false)})),
+    });
+    Ok(Json(text.await?))
+}
+
+pub(super) async fn v2_server() -> Json<Value> {
+    Json(v2::server())
+}
+
+pub(super) async fn v2_live() -> Json<Value> {
+    Json(json!({"live": true}))
+}
+
+pub(super) async fn v2_ready(State(app): State<App>) -> Answered<Json<Value>> {
+    serving(&app).map(|_| Json(json!({"ready": true})))
+}
+
+pub(super) async fn v2_model(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    Ok(Json(v2::model(&name, serving(&app)?.task)))
+}
+
+pub(super) async fn v2_model_ready(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    serving(&app).map(|_| Json(json!({"name": name, "ready": true})))
+}
+
+fn named(app: &Shared, name: &str) -> ApiResult<()> {
+    if *name == *app.model { Ok(()) } else { Err(ask::no_model(name, &app.model)) }
+}
+
+pub(super) async fn v2_infer(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    let model = serving(&app)?;
+    let body = read(&app, body).await?;
+    let mut asked = Infer::read(&body)?;
+    let outputs = match model.task {
+        Task::Classify => {
+            asked.no_parameters()?;
+            let [texts] = asked.texts(["text"])?;
+            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            match submit(&app, owner, Work::Classify { inputs })?.recv().await {
+                Some(Event::Classified(all)) => v2::classified(&all),
+                Some(Event::Failed(e)) => return Err(e.into()),
+                _ => return Err(ApiError::broken_off()),
+            }
+        }
+        Task::Embed => {
+            asked.no_parameters()?;
+            let [texts] = asked.texts(["text"])?;
+            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            match submit(&app, owner, Work::Embed { inputs })?.recv().await {
+                Some(Event::Embedded(all)) => v2::embedded(&all),
+                Some(Event::Failed(e)) => return Err(e.into()),
+                _ => return Err(ApiError::broken_off()),
+            }
+        }
+        Task::Answer => {
+            asked.no_parameters()?;
+            let [questions, contexts] = asked.texts(["question", "context"])?;
+            let mut all = Vec::with_capacity(questions.len());
+            for (question, context) in questions.into_iter().zip(contexts) {
+                all.push(answer_one(&app, owner, question, context).await?);
+            }
+            v2::answered(&all)
+        }
+        Task::Generate => {
+            let how = asked.generating()?;
+            let [texts] = asked.texts(["text"])?;
+            let mut all = Vec::with_capacity(texts.len());
+            // One after another, so that a long list leaves room in the queue for others.
+            for prompt in prompts(texts) {
+                let work = generation(&app, Completion { prompt, ..how.clone() }).await?;
+                let found = collect(submit(&app, owner, work)?, 1).await?;
+                for (generation, _) in found {
+                    reply::finish_reason(&generation)?;
+                    all.push(generation);
+                }
+            }
+            v2::generated(&all)
+        }
+    };
+    Ok(Json(asked.reply(&app.model, outputs)?))
+}

@@ -1,0 +1,91 @@
+//! What the system tells a server that runs: stop, or read the keys again.
+
+use super::Stopper;
+use crate::error::{Error, Result};
+use tokio::runtime::{Builder, Runtime};
+
+/// Exit code of a process that was told twice to stop.
+const AT_ONCE: i32 = 130;
+
+/// From here on Ctrl-C and SIGTERM stop the server, a second one ends the process at once, and SIGHUP reads the key file
+/// again. `tell` gets a line for each.
+/// # Errors
+/// [`crate::Kind::Io`] when the system takes no handler or gives no thread.
+pub fn watch(stopper: Stopper, tell: impl Fn(&str) + Send + 'static) -> Result<()> {
+    let io = |e| Error::io("signals", e);
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(io)?;
+    let mut signals = Signals::new(&runtime).map_err(io)?;
+    let watch = move || {
+        let mut stopping = false;
+        loop {
+            match runtime.block_on(signals.next()) {
+                Signal::Stop if stopping => std::process::exit(AT_ONCE),
+                Signal::Stop => {
+                    stopping = true;
+                    tell("stopping; what runs may end");
+                    stopper.stop();
+                }
+                Signal::Reload => match stopper.reload_keys() {
+                    Ok(n) => tell(&format!("keys read again: {n}")),
+                    Err(e) => tell(&format!("the keys stay as they were: {e}")),
+                },
+            }
+        }
+    };
+    std::thread::Builder::new().name("edgeft-signals".into()).spawn(watch).map_err(io)?;
+    Ok(())
+}
+
+enum Signal {
+    Stop,
+    Reload,
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new(runtime: &Runtime) -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _inside = runtime.enter();
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.hangup.recv() => Signal::Reload,
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Signals {
+    interrupt: tokio::signal::windows::CtrlC,
+    close: tokio::signal::windows::CtrlClose,
+}
+
+#[cfg(windows)]
+impl Signals {
+    fn new(runtime: &Runtime) -> std::io::Result<Self> {
+        let _inside = runtime.enter();
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()?, close: tokio::signal::windows::ctrl_close()? })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.close.recv() => Signal::Stop,
+        }
+    }
+}
