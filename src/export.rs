@@ -12,7 +12,7 @@ use crate::tune::run_folder;
 use anyhow::Context;
 use edgeft_quantize::plan::Origin;
 use edgeft_quantize::tokenizer::{TokenizerFiles, added_by_template};
-use edgeft_quantize::{Mix, Plan, PlanOptions, Report, plan};
+use edgeft_quantize::{Importance, Mix, Plan, PlanOptions, Report, plan};
 use edgeft_runtime::engine::Backend;
 use edgeft_runtime::format::GgmlType;
 use edgeft_runtime::format::gguf::Value;
@@ -135,7 +135,9 @@ pub fn to_file(
     let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
-    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &extra(opened, mix)?, out, force, progress)
+    let mut keys = extra(opened, mix)?;
+    keys.extend(options.importance.as_ref().map(calibration).unwrap_or_default());
+    edgeft_quantize::write_gguf_file(&merged, &files, &plan, &keys, out, force, progress)
         .with_context(|| cannot(opened))
 }
 
@@ -224,6 +226,16 @@ fn extra(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<(String, Value)>> {
     let base = opened.weights.metadata().into_iter().flat_map(|gguf| &gguf.metadata);
     keys.extend(base.filter(|(key, _)| key.starts_with("tokenizer.")).cloned());
     Ok(keys)
+}
+
+/// llama.cpp's keys for the importance matrix that a file was made with.
+fn calibration(matrix: &Importance) -> Vec<(String, Value)> {
+    let key = |name: &str, value| (format!("quantize.imatrix.{name}"), value);
+    vec![
+        key("dataset", Value::Str(matrix.datasets.join(", "))),
+        key("entries_count", Value::U32(u32::try_from(matrix.entries.len()).unwrap_or(u32::MAX))),
+        key("chunks_count", Value::U32(matrix.chunks)),
+    ]
 }
 
 /// `edgeft.*` keys: where the file comes from.

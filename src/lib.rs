@@ -15,6 +15,7 @@
 //! - [`demo`]: the embedded model and datasets, and the program that made them
 //! - [`cli`], [`commands`]: what is typed; the only place that prints
 
+pub mod calibrate;
 pub mod cli;
 pub mod commands;
 pub mod data;

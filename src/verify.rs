@@ -75,7 +75,7 @@ impl Bounds {
             "q8_0" => (0.005, 0.97),
             "q6_k" => (0.02, 0.95),
             n if n.starts_with("q5") => (0.05, 0.92),
-            n if n.starts_with("q4") => (0.15, 0.85),
+            n if n.starts_with("q4") || n.starts_with("iq4") => (0.15, 0.85),
             _ => return None,
         };
         Some(Self { max_kl: Some(kl), min_top1: Some(top1), max_abs: None })

@@ -1,13 +1,14 @@
 //! f32 rows become block bytes, one format a file: formula, search, and tests of the error it may leave.
 //!
-//! Every encoder gives the bytes of ggml's reference quantizer without an importance matrix (`quantize_row_*_ref` in
-//! `ggml-quants.c`): sums run in element order, nothing is fused, and halves round to even where ggml adds `1.5 * 2^23`.
+//! Every encoder gives the bytes of ggml's reference quantizer (`quantize_row_*_ref` in `ggml-quants.c`; of `quantize_iq4_*` for
+//! those two), and with an importance for each column those of its quantizers with an importance matrix: sums run in element order, nothing is fused, and halves round to even where ggml adds `1.5 * 2^23`.
 //! Decoding lives in [`edgeft_runtime::format::block`]; the tests here end in it.
 //!
 //! Two things differ from ggml on purpose. A value that is not finite is refused, and so is one whose block scale would
 //! not fit in f16; ggml writes an infinite scale and leaves it to the reader to notice.
 
 pub mod float;
+mod iq4;
 pub mod k_search;
 pub mod q2_k;
 pub mod q3_k;
@@ -19,6 +20,9 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+mod weighted;
+
+pub use weighted::{encode_weighted_into, uses_importance};
 
 use bytemuck::Pod;
 use edgeft_runtime::format::GgmlType;
@@ -53,9 +57,6 @@ pub enum CodecError {
         /// What.
         value: f32,
     },
-    /// A type that is read here but not written.
-    #[error("{0} can be read but not written; choose another type")]
-    ReadOnly(GgmlType),
 }
 
 impl CodecError {
@@ -64,13 +65,13 @@ impl CodecError {
         match self {
             Self::NotFinite { value, .. } => format!("{value} is a value that no type can hold"),
             Self::TooLarge { ty, value, .. } => format!("{value:e} is too large for {ty}"),
-            Self::Length { .. } | Self::ReadOnly(_) => self.to_string(),
+            Self::Length { .. } => self.to_string(),
         }
     }
 }
 
 /// Types that [`encode`] writes.
-pub const WRITTEN: [GgmlType; 13] = [
+pub const WRITTEN: [GgmlType; 15] = [
     GgmlType::F32,
     GgmlType::F16,
     GgmlType::BF16,
@@ -84,12 +85,14 @@ pub const WRITTEN: [GgmlType; 13] = [
     GgmlType::Q4_K,
     GgmlType::Q5_K,
     GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
 ];
 
 /// Appends `x` as blocks of `ty` to `out`; `out` is unchanged when this fails.
 ///
 /// # Errors
-/// [`CodecError`]: a length that is not whole blocks, a value that is not finite or too large, a type that is only read.
+/// [`CodecError`]: a length that is not whole blocks, a value that is not finite or too large.
 pub fn encode(ty: GgmlType, x: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError> {
     let bytes = ty.row_bytes(x.len()).ok_or(CodecError::Length { ty, n: x.len() })?;
     let start = out.len();
@@ -124,7 +127,8 @@ pub fn encode_into(ty: GgmlType, x: &[f32], out: &mut [u8]) -> Result<(), CodecE
         GgmlType::Q4_K => blocks(ty, x, out, q4_k::encode),
         GgmlType::Q5_K => blocks(ty, x, out, q5_k::encode),
         GgmlType::Q6_K => blocks(ty, x, out, q6_k::encode),
-        GgmlType::IQ4_NL | GgmlType::IQ4_XS => Err(CodecError::ReadOnly(ty)),
+        GgmlType::IQ4_NL => blocks(ty, x, out, |x| iq4::encode_nl(x, None)),
+        GgmlType::IQ4_XS => blocks(ty, x, out, |x| iq4::encode_xs(x, None)),
     }
 }
 
@@ -147,6 +151,8 @@ fn largest(ty: GgmlType) -> f32 {
         GgmlType::Q4_K => 63.0 * 15.0 + 63.0,
         GgmlType::Q5_K => 63.0 * 31.0 + 63.0,
         GgmlType::Q6_K => 128.0 * 32.0,
+        GgmlType::IQ4_NL => 127.0,
+        GgmlType::IQ4_XS => 32.0 * 127.0,
         _ => return f32::MAX,
     };
     steps * f16::MAX.to_f32()
@@ -159,13 +165,23 @@ fn blocks<const N: usize, B: Pod>(
     out: &mut [u8],
     f: impl Fn(&[f32; N]) -> Result<B, Overflow>,
 ) -> Result<(), CodecError> {
+    blocks_with(ty, x, out, |_, x| f(x))
+}
+
+/// The same for an `f` that asks which block it is.
+fn blocks_with<const N: usize, B: Pod>(
+    ty: GgmlType,
+    x: &[f32],
+    out: &mut [u8],
+    f: impl Fn(usize, &[f32; N]) -> Result<B, Overflow>,
+) -> Result<(), CodecError> {
     debug_assert_eq!((N, size_of::<B>()), (ty.block_len(), ty.block_bytes()));
     let limit = largest(ty);
     let (rows, _) = x.as_chunks::<N>();
     for (i, (block, bytes)) in rows.iter().zip(out.chunks_exact_mut(size_of::<B>())).enumerate() {
         let (at, top) =
             block.iter().enumerate().fold((0, 0f32), |m, (j, v)| if v.abs() > m.1 { (j, v.abs()) } else { m });
-        let encoded = if top > limit { Err(Overflow) } else { f(block) };
+        let encoded = if top > limit { Err(Overflow) } else { f(i, block) };
         match encoded {
             Ok(b) => bytes.copy_from_slice(bytemuck::bytes_of(&b)),
             Err(Overflow) => return Err(CodecError::TooLarge { ty, at: i * N + at, value: block[at] }),
@@ -194,6 +210,9 @@ fn inverse(d: f32) -> f32 {
 fn truncate(v: f32) -> i32 {
     if (-2_147_483_648.0..2_147_483_648.0).contains(&v) { v as i32 } else { i32::MIN }
 }
+
+#[cfg(test)]
+mod golden;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -276,12 +295,6 @@ pub(crate) mod tests {
             let e = encode(ty, &x, &mut Vec::new()).unwrap_err();
             assert_eq!(e, CodecError::TooLarge { ty, at: 301, value: -3.4e38 });
         }
-    }
-
-    #[test]
-    fn iq4_is_read_only() {
-        let e = encode(GgmlType::IQ4_NL, &[0.0; 32], &mut Vec::new()).unwrap_err();
-        assert_eq!(e.to_string(), "iq4_nl can be read but not written; choose another type");
     }
 
     #[test]

@@ -36,8 +36,8 @@ pub enum Error {
         "the override `{pattern}` matches no tensor that may be quantized; patterns are searched in GGUF names such as `blk.0.ffn_down.weight`"
     )]
     IdleOverride { pattern: String },
-    #[error("the override `{pattern}` asks for {ty}, which can be read but not written")]
-    ReadOnlyOverride { pattern: String, ty: GgmlType },
+    #[error("importance matrix: {0}")]
+    Importance(String),
     #[error("strict types: {} of the tensors cannot have the type that {mix} gives them: {}", .list.len(), .list.join("; "))]
     Fallbacks { mix: &'static str, list: Vec<String> },
     #[error("tensor `{name}`, row {row}, column {column}: {}", .cause.problem())]

@@ -46,7 +46,7 @@ pub fn write_gguf(
     let mut tensors = Vec::with_capacity(plan.tensors.len());
     for t in &plan.tensors {
         let x = values(source, t)?;
-        let encoded = encode::encode(t, &x).map_err(|e| place(t, e))?;
+        let encoded = encode::encode(t, &x, plan.importance_of(t)).map_err(|e| place(t, e))?;
         out.write(&encoded.bytes)?;
         out.pad(DEFAULT_ALIGNMENT)?;
         tensors.push(encoded.report(t, encoded.bytes.len() as u64));
@@ -60,6 +60,7 @@ pub fn write_gguf(
         types: plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect(),
         sha256: out.finish()?,
         tensors,
+        coverage: plan.coverage.clone(),
         skipped: plan.skipped.clone(),
     })
 }

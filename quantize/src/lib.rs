@@ -11,12 +11,14 @@
 //! - [`write_gguf`] and [`write_gguf_file`]: one pass, one tensor in memory, the same bytes for any number of threads
 //! - [`write_onnx`] and [`write_onnx_folder`]: the same plan, codes and scales as an ONNX graph with its weights beside it
 //! - [`codec`]: the block formats, byte for byte ggml's reference quantizers
+//! - [`importance`]: which columns of a matrix matter, as llama.cpp's importance matrices
 //! - [`tokenizer`]: tokenizer.json in GGUF's keys, and the proof that both give the same ids
 #![forbid(unsafe_code)]
 
 pub mod codec;
 pub mod error;
 pub mod gguf;
+pub mod importance;
 pub mod metadata;
 pub mod names;
 pub mod onnx;
@@ -28,6 +30,7 @@ pub mod tokenizer;
 
 pub use error::{BoxError, Error, Result};
 pub use gguf::{write_gguf, write_gguf_file};
+pub use importance::Importance;
 pub use onnx::{write_onnx, write_onnx_folder};
 pub use plan::{Mix, Plan, PlanOptions, Regex, plan};
 pub use report::Report;

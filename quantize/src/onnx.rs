@@ -143,6 +143,7 @@ pub fn write_onnx(
         types,
         sha256: sha256(&bytes),
         tensors,
+        coverage: plan.coverage.clone(),
         skipped,
     };
     Ok((bytes, report))

@@ -11,8 +11,9 @@ pub use mix::{Mix, Reason};
 pub use regex::Regex;
 
 use crate::{
-    codec::WRITTEN,
+    codec::uses_importance,
     error::{Error, Result},
+    importance::{Coverage, Importance},
     names::{Destination, Placed, Skipped, place},
     source::{ModelSpec, RopeScaling, TensorSource},
 };
@@ -26,6 +27,8 @@ pub struct PlanOptions {
     pub strict: bool,
     /// Searched in GGUF names, the first match wins. It reaches matrices only: vectors stay f32.
     pub overrides: Vec<(Regex, GgmlType)>,
+    /// Which columns matter; without it, all alike.
+    pub importance: Option<Importance>,
 }
 
 /// Every tensor of the file to be, in file order.
@@ -41,6 +44,10 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
     /// Whether the token embedding is also the output matrix.
     pub tied: bool,
+    /// Importance of the columns of those matrices that have statistics and a type that looks at them.
+    pub importance: BTreeMap<String, Vec<f32>>,
+    /// Which have, if there was an importance matrix.
+    pub coverage: Option<Coverage>,
 }
 
 /// One tensor of the file to be.
@@ -112,6 +119,10 @@ impl Plan {
         }
         types
     }
+    /// The importance of a tensor's columns, where it is known and of use.
+    pub fn importance_of(&self, t: &Planned) -> Option<&[f32]> {
+        self.importance.get(&t.name).map(Vec::as_slice)
+    }
     /// Tensors that do not get what was asked for.
     pub fn fallbacks(&self) -> impl Iterator<Item = &Planned> {
         self.tensors.iter().filter(|t| t.ty != t.wanted)
@@ -121,8 +132,8 @@ impl Plan {
 /// Plans a file. Weights are read only to see whether an output matrix repeats the token embedding.
 ///
 /// # Errors
-/// What [`place`] refuses; a spec that contradicts itself; a name too long for GGUF; an override that does nothing or asks
-/// for a type that is not written; with [`PlanOptions::strict`], any fallback.
+/// What [`place`] refuses; a spec that contradicts itself; a name too long for GGUF; an override that does nothing;
+/// an importance matrix of another model; with [`PlanOptions::strict`], any fallback.
 pub fn plan(source: &dyn TensorSource, mix: Mix, options: &PlanOptions) -> Result<Plan> {
     let spec = source.spec();
     check(spec)?;
@@ -148,7 +159,11 @@ pub fn plan(source: &dyn TensorSource, mix: Mix, options: &PlanOptions) -> Resul
     if let Some(i) = used.iter().position(|u| !u) {
         return Err(Error::IdleOverride { pattern: options.overrides[i].0.to_string() });
     }
-    let plan = Plan { mix, tensors, keys, skipped, tied };
+    let (importance, coverage) = match &options.importance {
+        Some(matrix) => covered(matrix, &tensors).map(|(columns, coverage)| (columns, Some(coverage)))?,
+        None => (BTreeMap::new(), None),
+    };
+    let plan = Plan { mix, tensors, keys, skipped, tied, importance, coverage };
     if options.strict && plan.fallbacks().next().is_some() {
         let list = plan.fallbacks().map(|t| format!("`{}`: {}", t.name, t.fallback().unwrap_or_default())).collect();
         return Err(Error::Fallbacks { mix: mix.name(), list });
@@ -184,16 +199,28 @@ fn choose(
             Some(i) => {
                 used[i] = true;
                 let (pattern, ty) = &options.overrides[i];
-                if !WRITTEN.contains(ty) {
-                    return Err(Error::ReadOnlyOverride { pattern: pattern.to_string(), ty: *ty });
-                }
                 (*ty, Reason::Override(pattern.to_string()))
             }
-            None => mix::wanted(mix, spec, &name, tied),
+            None => mix::wanted(mix, spec, &name, tied, options.importance.is_some()),
         },
     };
     let ty = mix::fallback(wanted, shape[shape.len() - 1]);
     Ok(Planned { name, shape, origin, ty, wanted, reason })
+}
+
+/// Importance by tensor, of those whose type looks at it.
+fn covered(matrix: &Importance, tensors: &[Planned]) -> Result<(BTreeMap<String, Vec<f32>>, Coverage)> {
+    let (mut columns, mut without) = (BTreeMap::new(), Vec::new());
+    for t in tensors.iter().filter(|t| uses_importance(t.ty)) {
+        match matrix.columns(&t.name, t.cols())? {
+            Some(importance) => {
+                columns.insert(t.name.clone(), importance);
+            }
+            None => without.push(t.name.clone()),
+        }
+    }
+    let coverage = Coverage { with: columns.len(), without };
+    Ok((columns, coverage))
 }
 
 /// Tensors outside of blocks first, then block by block; by name within each.

@@ -1,5 +1,6 @@
 //! What a file became: per tensor the bytes before and after and the error that rounding left.
 
+use crate::importance::Coverage;
 use edgeft_runtime::format::GgmlType;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -19,6 +20,9 @@ pub struct Report {
     pub sha256: String,
     /// In file order.
     pub tensors: Vec<TensorReport>,
+    /// Which matrices have statistics, if there was an importance matrix.
+    #[serde(skip)]
+    pub coverage: Option<Coverage>,
     /// Source tensors that were left out, and why.
     pub skipped: Vec<(String, &'static str)>,
 }

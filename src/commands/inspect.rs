@@ -1,5 +1,6 @@
-//! `edgeft inspect`: what is in a GGUF, safetensors or ONNX file.
+//! `edgeft inspect`: what is in a GGUF, safetensors or ONNX file, or an importance matrix.
 
+mod imatrix;
 mod onnx;
 
 use super::show;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
     after_help = "Example:\n  edgeft inspect model.gguf\n  edgeft inspect model-onnx/model.onnx\nNext:\n  edgeft run model.gguf -p \"...\""
 )]
 pub struct InspectArgs {
-    /// GGUF, safetensors or ONNX file
+    /// GGUF, safetensors or ONNX file, or an importance matrix (GGUF or .dat)
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -32,7 +33,15 @@ pub fn run(args: &InspectArgs, global: &Global) -> anyhow::Result<ExitCode> {
     if path.extension().is_some_and(|e| e == "onnx") {
         return onnx::run(path, &bytes, global);
     }
+    if path.extension().is_some_and(|e| e == "dat") {
+        imatrix::run(path, &bytes, global)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let gguf = Gguf::parse(&bytes).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
+    if gguf.str("general.type").is_ok_and(|kind| kind == "imatrix") {
+        imatrix::run(path, &bytes, global)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let metadata: serde_json::Map<_, _> = gguf.metadata.iter().map(|(k, v)| (k.clone(), value_json(v))).collect();
     let tensors: Vec<_> = gguf
         .tensors

@@ -1,5 +1,8 @@
 //! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files or ONNX folders.
 
+mod importance;
+
+use self::importance::ImportanceArgs;
 use super::ort::OrtArgs;
 use super::show;
 use crate::cli::Global;
@@ -18,13 +21,13 @@ use std::time::Instant;
 /// Flags of `quantize`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
+    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --type iq4_xs --calibrate train.jsonl --out model.gguf\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
 )]
 pub struct QuantizeArgs {
     /// Model folder, RUN, a GGUF file of f32, f16 or bf16, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
+    /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_xs ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
     #[arg(long = "type", value_delimiter = ',', required = true, value_name = "TYPE")]
     pub types: Vec<String>,
     /// File (GGUF) or folder (ONNX) to write; with several types, the folder for TYPE.gguf or TYPE/
@@ -45,6 +48,9 @@ pub struct QuantizeArgs {
     /// Refuse when a tensor cannot have the type of the mix
     #[arg(long)]
     pub strict_types: bool,
+    /// Which columns matter
+    #[command(flatten)]
+    pub importance: ImportanceArgs,
     /// Hold each file against its source on the rows of DATA; exit 3 when one differs too much
     #[arg(long, value_name = "DATA")]
     pub verify: Option<PathBuf>,
@@ -99,7 +105,7 @@ impl Target {
 /// Runs the verb.
 pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mixes = args.types.iter().map(|t| parse_mix(t)).collect::<anyhow::Result<Vec<_>>>()?;
-    let options = PlanOptions { strict: args.strict_types, overrides: overrides(&args.tensor_types)? };
+    let overrides = overrides(&args.tensor_types)?;
     mixes.iter().try_for_each(|mix| args.to.check(*mix))?;
     if args.to == Target::Gguf && args.onnx.is_some() {
         crate::bad_input!("--onnx says which operators an ONNX graph has; it goes with --to onnx");
@@ -128,6 +134,8 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             t.ty
         );
     }
+    let importance = args.importance.get(&args.model, args.force, global)?;
+    let options = PlanOptions { strict: args.strict_types, overrides, importance };
     if args.plan {
         if args.to == Target::Onnx {
             eprintln!(
@@ -172,8 +180,14 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let types: BTreeMap<_, _> = report.types.iter().collect();
         let mut line = json!({"out": place, "bytes": report.bytes, "bpw": report.bpw, "type": mix.name(), "types": types,
             "seconds": seconds, "peak_mib": show::peak_mib(), "sha256": report.sha256});
+        if let Some(coverage) = &report.coverage {
+            line["importance"] = importance::json_of(coverage);
+        }
         if !global.json {
             println!("{} -> {report} in {seconds:.1} s", place.display());
+            if let Some(coverage) = &report.coverage {
+                importance::print(coverage);
+            }
             for tensor in report.tensors.iter().filter(|t| t.fallback.is_some()).take(3) {
                 println!("  {}: {}", tensor.name, tensor.fallback.as_deref().unwrap_or_default());
             }
@@ -262,7 +276,9 @@ fn plan_json(plan: &Plan) -> serde_json::Value {
         .iter()
         .map(|t| json!({"name": t.name, "shape": t.shape, "type": t.ty.name(), "reason": t.reason.to_string(), "fallback": t.fallback()}))
         .collect();
-    json!({"type": plan.mix.name(), "bytes": plan.bytes(), "bpw": plan.bits_per_weight(), "types": types, "tensors": tensors})
+    let importance = plan.coverage.as_ref().map(importance::json_of);
+    json!({"type": plan.mix.name(), "bytes": plan.bytes(), "bpw": plan.bits_per_weight(), "types": types, "tensors": tensors,
+        "importance": importance})
 }
 
 fn print_plan(plan: &Plan) {
@@ -280,4 +296,7 @@ fn print_plan(plan: &Plan) {
         plan.fallbacks().count(),
         plan.tensors.len()
     );
+    if let Some(coverage) = &plan.coverage {
+        importance::print(coverage);
+    }
 }

@@ -2,12 +2,14 @@
 
 use super::{
     Overflow,
-    k_search::{Grid, affine, nearest_int},
+    k_search::{Grid, affine, fine, nearest_int, sub_scales},
     scale,
+    weighted::weights,
 };
 use edgeft_runtime::format::block::BlockQ2K;
+use half::f16;
 
-const GRID: Grid = Grid { nmax: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true };
+const GRID: Grid = Grid { nmax: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true, bounded: false };
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
     let mut codes = [0u8; 256];
@@ -21,7 +23,27 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
     let four_bits = |v: &[f32; 16], max: f32| v.map(|s| if max > 0.0 { nearest_int(15.0 / max * s) as u8 } else { 0 });
     let (low, high) = (four_bits(&fitted, max_scale), four_bits(&mins, max_min));
     let scales: [u8; 16] = std::array::from_fn(|j| low[j] | high[j] << 4);
-    let (d, dmin) = (scale(max_scale / 15.0)?, scale(max_min / 15.0)?);
+    Ok(finish(x, scales, scale(max_scale / 15.0)?, scale(max_min / 15.0)?, codes))
+}
+
+/// The same with the importance of each column.
+pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
+    let sigma2 = x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
+    let mut codes = [0u8; 256];
+    let (mut fitted, mut mins, mut sums) = ([0f32; 16], [0f32; 16], [0f32; 16]);
+    for (j, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
+        let weights: [f32; 16] = weights(x, &importance[16 * j..], sigma2);
+        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
+        (fitted[j], mins[j]) = affine(x, &weights, fine(3), codes);
+    }
+    let (mut low, mut high) = ([0u8; 16], [0u8; 16]);
+    let d = scale(sub_scales(&fitted, &sums, 15, &mut low))?;
+    let dmin = scale(sub_scales(&mins, &sums, 15, &mut high))?;
+    Ok(finish(x, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin, codes))
+}
+
+/// Codes rounded once more against what the four bits really say.
+fn finish(x: &[f32; 256], scales: [u8; 16], d: f16, dmin: f16, mut codes: [u8; 256]) -> BlockQ2K {
     for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
         let step = d.to_f32() * f32::from(scales[j] & 15);
         if step == 0.0 {
@@ -32,7 +54,7 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
             *c = nearest_int((v + min) / step).clamp(0, 3) as u8;
         }
     }
-    Ok(BlockQ2K { scales, qs: pairs(&codes), d, dmin })
+    BlockQ2K { scales, qs: pairs(&codes), d, dmin }
 }
 
 /// Two-bit codes, 32 bytes for every 128 elements: bits `2g` and `2g + 1` of a byte belong to the `g`-th 32.

@@ -5,9 +5,10 @@
 
 use super::{
     Overflow,
-    k_search::{descent, nearest_int},
+    k_search::{descent, nearest_int, symmetric_weighted},
     q2_k::pairs,
     scale, signed_max,
+    weighted::weights,
 };
 use edgeft_runtime::format::block::BlockQ3K;
 use half::f16;
@@ -19,16 +20,43 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
         fitted[j] = descent(x, 4, codes);
     }
     let max_scale = signed_max(&fitted);
-    let (mut d, mut six_bits, mut scales) = (f16::ZERO, [0u8; 16], [0u8; 12]);
+    let (mut d, mut six_bits) = (f16::ZERO, [0u8; 16]);
     if max_scale != 0.0 {
         let inverse = -32.0 / max_scale;
         d = scale(1.0 / inverse)?;
         six_bits = fitted.map(|s| ((nearest_int(inverse * s) as i8).clamp(-32, 31) + 32) as u8);
-        for (j, s) in six_bits.iter().enumerate() {
-            scales[j % 8] |= (s & 15) << (4 * (j / 8));
-            scales[j % 4 + 8] |= (s >> 4) << (2 * (j / 4));
-        }
+        return Ok(finish(x, six_bits, d, codes, pack(&six_bits)));
     }
+    // No scales at all: not even the 32 that stands for 0 is written.
+    Ok(finish(x, six_bits, d, codes, [0; 12]))
+}
+
+/// The same with the importance of each column.
+pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
+    let sigma2 = 2.0 * x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
+    let mut codes = [0i8; 256];
+    let (mut fitted, mut sums, mut six_bits) = ([0f32; 16], [0f32; 16], [0i8; 16]);
+    for (j, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
+        let weights: [f32; 16] = weights(x, &importance[16 * j..], sigma2);
+        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
+        fitted[j] = symmetric_weighted(x, &weights, 4, codes);
+    }
+    let d = scale(symmetric_weighted(&fitted, &sums, 32, &mut six_bits))?;
+    let six_bits = six_bits.map(|s| s as u8);
+    Ok(finish(x, six_bits, d, codes, pack(&six_bits)))
+}
+
+fn pack(six_bits: &[u8; 16]) -> [u8; 12] {
+    let mut scales = [0u8; 12];
+    for (j, s) in six_bits.iter().enumerate() {
+        scales[j % 8] |= (s & 15) << (4 * (j / 8));
+        scales[j % 4 + 8] |= (s >> 4) << (2 * (j / 4));
+    }
+    scales
+}
+
+/// Codes rounded once more against what the six bits really say.
+fn finish(x: &[f32; 256], six_bits: [u8; 16], d: f16, mut codes: [i8; 256], scales: [u8; 12]) -> BlockQ3K {
     for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
         let step = d.to_f32() * (f32::from(six_bits[j]) - 32.0);
         if step == 0.0 {
@@ -40,7 +68,7 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
     }
     let q = codes.map(|c| c as u8);
     let hmask = std::array::from_fn(|j| (0..8).fold(0, |h, g| h | (q[32 * g + j] >> 2) << g));
-    Ok(BlockQ3K { hmask, qs: pairs(&q.map(|q| q & 3)), scales, d })
+    BlockQ3K { hmask, qs: pairs(&q.map(|q| q & 3)), scales, d }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `x = d (q - 8)`, `q` in 0..=15, blocks of 32. The element of largest magnitude gets code 0, so `d` has its sign turned:
 //! `d = max / -8`, `q = min(15, floor(x / d + 8.5))`.
 
-use super::{Overflow, inverse, scale, signed_max, truncate};
+use super::{Overflow, inverse, k_search::symmetric_weighted, scale, signed_max, truncate};
 use edgeft_runtime::format::block::BlockQ4_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_0, Overflow> {
@@ -10,6 +10,13 @@ pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_0, Overflow> {
     let q = |v: f32| (truncate(v * id + 8.5) as i8).min(15) as u8;
     let qs = std::array::from_fn(|j| q(x[j]) | q(x[j + 16]) << 4);
     Ok(BlockQ4_0 { d: scale(d)?, qs })
+}
+
+/// The same with a weight for each element: the scale is searched.
+pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_0, Overflow> {
+    let mut codes = [0i8; 32];
+    let d = scale(symmetric_weighted(x, weights, 8, &mut codes))?;
+    Ok(BlockQ4_0 { d, qs: std::array::from_fn(|j| codes[j] as u8 | (codes[j + 16] as u8) << 4) })
 }
 
 #[cfg(test)]

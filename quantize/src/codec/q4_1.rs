@@ -1,6 +1,10 @@
 //! `x = d q + m`, `q` in 0..=15, blocks of 32: `m = min`, `d = (max - min) / 15`, `q = floor((x - m) / d + 0.5)`.
 
-use super::{Overflow, inverse, min_max, scale, truncate};
+use super::{
+    Overflow, inverse,
+    k_search::{affine, fine},
+    min_max, scale, truncate,
+};
 use edgeft_runtime::format::block::BlockQ4_1;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_1, Overflow> {
@@ -10,6 +14,13 @@ pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_1, Overflow> {
     let q = |v: f32| (truncate((v - min) * id + 0.5) as i8).min(15) as u8;
     let qs = std::array::from_fn(|j| q(x[j]) | q(x[j + 16]) << 4);
     Ok(BlockQ4_1 { d: scale(d)?, m: scale(min)?, qs })
+}
+
+/// The same with a weight for each element: scale and min are searched.
+pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_1, Overflow> {
+    let mut codes = [0u8; 32];
+    let (d, min) = affine(x, weights, fine(15), &mut codes);
+    Ok(BlockQ4_1 { d: scale(d)?, m: scale(-min)?, qs: std::array::from_fn(|j| codes[j] | codes[j + 16] << 4) })
 }
 
 #[cfg(test)]

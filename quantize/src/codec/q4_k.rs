@@ -5,22 +5,32 @@
 
 use super::{
     Overflow,
-    k_search::{Grid, affine, nearest_int},
+    k_search::{Grid, affine, fine, nearest_int, sub_scales},
     scale,
+    weighted::weights,
 };
 use edgeft_runtime::format::block::{BlockQ4K, scale_min_k4};
 use half::f16;
 
-const GRID: Grid = Grid { nmax: 15, first: -1.0, delta: 0.1, steps: 20, absolute: false };
+const GRID: Grid = Grid { nmax: 15, first: -1.0, delta: 0.1, steps: 20, absolute: false, bounded: false };
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
-    let Groups { d, dmin, scales, codes } = groups(x, GRID)?;
+    Ok(block(groups(x, GRID)?))
+}
+
+/// The same with the importance of each column.
+pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
+    Ok(block(groups_weighted(x, importance, 15)?))
+}
+
+fn block(groups: Groups) -> BlockQ4K {
+    let Groups { d, dmin, scales, codes } = groups;
     // 32 bytes for every 64 elements: the first 32 low, the next 32 high.
     let qs = std::array::from_fn(|i| {
         let j = i / 32 * 64 + i % 32;
         codes[j] | codes[j + 32] << 4
     });
-    Ok(BlockQ4K { d, dmin, scales, qs })
+    BlockQ4K { d, dmin, scales, qs }
 }
 
 /// What Q4_K and Q5_K share: the scales of eight groups and 256 codes of `0..=nmax`.
@@ -44,9 +54,39 @@ pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let (inverse_scale, inverse_min) = (inverse(max_scale), inverse(max_min));
     let six_bits = |v: f32| (nearest_int(v) as u8).min(63);
+    let scales = scales.map(|s| six_bits(inverse_scale * s));
+    let mins = mins.map(|m| six_bits(inverse_min * m));
+    Ok(finish(x, grid.nmax, scales, mins, [scale(max_scale / 63.0)?, scale(max_min / 63.0)?], codes))
+}
+
+/// What Q4_K and Q5_K share where columns have an importance: a finer search, and scales fitted together.
+pub(super) fn groups_weighted(x: &[f32; 256], importance: &[f32; 256], nmax: i32) -> Result<Groups, Overflow> {
+    let sigma2 = 2.0 * x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
+    let mut codes = [0u8; 256];
+    let (mut fitted, mut fitted_mins, mut sums) = ([0f32; 8], [0f32; 8], [0f32; 8]);
+    for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.chunks_exact_mut(32)).enumerate() {
+        let weights: [f32; 32] = weights(x, &importance[32 * j..], sigma2);
+        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
+        (fitted[j], fitted_mins[j]) = affine(x, &weights, fine(nmax), codes);
+    }
+    let (mut scales, mut mins) = ([0u8; 8], [0u8; 8]);
+    let d = scale(sub_scales(&fitted, &sums, 63, &mut scales))?;
+    let dmin = scale(sub_scales(&fitted_mins, &sums, 63, &mut mins))?;
+    Ok(finish(x, nmax, scales, mins, [d, dmin], codes))
+}
+
+/// Codes rounded once more against what the six bits really say.
+fn finish(
+    x: &[f32; 256],
+    nmax: i32,
+    scales: [u8; 8],
+    mins: [u8; 8],
+    [d, dmin]: [f16; 2],
+    mut codes: [u8; 256],
+) -> Groups {
     let mut packed = [0u8; 12];
     for j in 0..8 {
-        let (s, m) = (six_bits(inverse_scale * scales[j]), six_bits(inverse_min * mins[j]));
+        let (s, m) = (scales[j], mins[j]);
         if j < 4 {
             packed[j] = s;
             packed[j + 4] = m;
@@ -56,7 +96,6 @@ pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
             packed[j] |= (m >> 4) << 6;
         }
     }
-    let (d, dmin) = (scale(max_scale / 63.0)?, scale(max_min / 63.0)?);
     for (j, (x, codes)) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
         let (s, m) = scale_min_k4(j, &packed);
         let step = d.to_f32() * f32::from(s);
@@ -65,10 +104,10 @@ pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
         }
         let min = dmin.to_f32() * f32::from(m);
         for (c, &v) in codes.iter_mut().zip(x) {
-            *c = nearest_int((v + min) / step).clamp(0, grid.nmax) as u8;
+            *c = nearest_int((v + min) / step).clamp(0, nmax) as u8;
         }
     }
-    Ok(Groups { d, dmin, scales: packed, codes })
+    Groups { d, dmin, scales: packed, codes }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! As [`q4_0`](super::q4_0) with a fifth bit: `x = d (q - 16)`, `q` in 0..=31, `d = max / -16`.
 
-use super::{Overflow, inverse, scale, signed_max, truncate};
+use super::{Overflow, inverse, k_search::symmetric_weighted, scale, signed_max, truncate};
 use edgeft_runtime::format::block::BlockQ5_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ5_0, Overflow> {
@@ -9,6 +9,14 @@ pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ5_0, Overflow> {
     let q = x.map(|v| (truncate(v * id + 16.5) as i8).min(31) as u8);
     let (qh, qs) = split(&q);
     Ok(BlockQ5_0 { d: scale(d)?, qh, qs })
+}
+
+/// The same with a weight for each element: the scale is searched.
+pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_0, Overflow> {
+    let mut codes = [0i8; 32];
+    let d = scale(symmetric_weighted(x, weights, 16, &mut codes))?;
+    let (qh, qs) = split(&codes.map(|c| c as u8));
+    Ok(BlockQ5_0 { d, qh, qs })
 }
 
 /// The fifth bits (bit `i` of the little-endian word is element `i`) and the nibbles (`j` low, `j + 16` high).

@@ -1,6 +1,12 @@
 //! As [`q4_1`](super::q4_1) with a fifth bit: `x = d q + m`, `q` in 0..=31, `d = (max - min) / 31`.
 
-use super::{Overflow, inverse, min_max, q5_0::split, scale, truncate};
+use super::{
+    Overflow, inverse,
+    k_search::{affine, fine},
+    min_max,
+    q5_0::split,
+    scale, truncate,
+};
 use edgeft_runtime::format::block::BlockQ5_1;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ5_1, Overflow> {
@@ -10,6 +16,14 @@ pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ5_1, Overflow> {
     let q = x.map(|v| truncate((v - min) * id + 0.5) as u8);
     let (qh, qs) = split(&q);
     Ok(BlockQ5_1 { d: scale(d)?, m: scale(min)?, qh, qs })
+}
+
+/// The same with a weight for each element: scale and min are searched.
+pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_1, Overflow> {
+    let mut codes = [0u8; 32];
+    let (d, min) = affine(x, weights, fine(31), &mut codes);
+    let (qh, qs) = split(&codes);
+    Ok(BlockQ5_1 { d: scale(d)?, m: scale(-min)?, qh, qs })
 }
 
 #[cfg(test)]

@@ -1,19 +1,32 @@
 //! As [`q4_k`](super::q4_k) with a fifth bit: `q` in 0..=31, bit `2g` (and `2g + 1`) of `qh[j]` belongs to element `j` of
 //! the first (second) 32 of the `g`-th 64.
 
-use super::{Overflow, k_search::Grid, q4_k::Groups, q4_k::groups};
+use super::{
+    Overflow,
+    k_search::Grid,
+    q4_k::{Groups, groups, groups_weighted},
+};
 use edgeft_runtime::format::block::BlockQ5K;
 
-const GRID: Grid = Grid { nmax: 31, first: -0.5, delta: 0.1, steps: 15, absolute: false };
+const GRID: Grid = Grid { nmax: 31, first: -0.5, delta: 0.1, steps: 15, absolute: false, bounded: false };
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
-    let Groups { d, dmin, scales, codes } = groups(x, GRID)?;
+    Ok(block(groups(x, GRID)?))
+}
+
+/// The same with the importance of each column.
+pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
+    Ok(block(groups_weighted(x, importance, 31)?))
+}
+
+fn block(groups: Groups) -> BlockQ5K {
+    let Groups { d, dmin, scales, codes } = groups;
     let qs = std::array::from_fn(|i| {
         let j = i / 32 * 64 + i % 32;
         (codes[j] & 15) | (codes[j + 32] & 15) << 4
     });
     let qh = std::array::from_fn(|j| (0..8).fold(0, |h, g| h | (codes[32 * g + j] >> 4) << g));
-    Ok(BlockQ5K { d, dmin, scales, qh, qs })
+    BlockQ5K { d, dmin, scales, qh, qs }
 }
 
 #[cfg(test)]

@@ -4,17 +4,27 @@
 
 use super::{
     Overflow,
-    k_search::{GROUP_EPS, nearest_int, symmetric},
+    k_search::{GROUP_EPS, nearest_int, symmetric, symmetric_weighted},
     scale, signed_max,
 };
 use bytemuck::Zeroable;
 use edgeft_runtime::format::block::BlockQ6K;
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
+    by(x, |_, x, codes| symmetric(x, 32, codes))
+}
+
+/// The same with the importance of each column, which alone is the weight.
+pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
+    by(x, |j, x, codes| symmetric_weighted(x, &importance[16 * j..][..16], 32, codes))
+}
+
+/// `fit` finds scale and codes of group `j`.
+fn by(x: &[f32; 256], fit: impl Fn(usize, &[f32], &mut [i8]) -> f32) -> Result<BlockQ6K, Overflow> {
     let mut codes = [0i8; 256];
     let mut fitted = [0f32; 16];
     for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-        fitted[j] = symmetric(x, 32, codes);
+        fitted[j] = fit(j, x, codes);
     }
     let max_scale = signed_max(&fitted);
     if max_scale.abs() < GROUP_EPS {

@@ -1,7 +1,7 @@
 //! One tensor's values -> its bytes, and the error they leave.
 
 use crate::{
-    codec::{CodecError, encode_into},
+    codec::{CodecError, encode_into, encode_weighted_into},
     error::Error,
     plan::Planned,
     report::TensorReport,
@@ -48,7 +48,8 @@ pub(crate) struct Failed {
     pub cause: CodecError,
 }
 
-pub(crate) fn encode(t: &Planned, x: &[f32]) -> Result<Encoded, Failed> {
+/// `importance`, if any, has a number for each column.
+pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>) -> Result<Encoded, Failed> {
     let rows = CHUNK.div_ceil(t.cols());
     let elements = rows * t.cols();
     let row_bytes = t.bytes() as usize / (t.elements() / t.cols());
@@ -57,7 +58,10 @@ pub(crate) fn encode(t: &Planned, x: &[f32]) -> Result<Encoded, Failed> {
         .par_chunks_mut(rows * row_bytes)
         .zip(x.par_chunks(elements))
         .map(|(bytes, x)| {
-            encode_into(t.ty, x, bytes)?;
+            match importance {
+                Some(columns) => encode_weighted_into(t.ty, x, columns, bytes)?,
+                None => encode_into(t.ty, x, bytes)?,
+            }
             Ok(squares(t.ty, x, bytes))
         })
         .collect();
@@ -84,7 +88,7 @@ fn squares(ty: GgmlType, x: &[f32], bytes: &[u8]) -> (f64, f64) {
 fn position(cause: CodecError) -> usize {
     match cause {
         CodecError::NotFinite { at, .. } | CodecError::TooLarge { at, .. } => at,
-        CodecError::Length { .. } | CodecError::ReadOnly(_) => 0,
+        CodecError::Length { .. } => 0,
     }
 }
 

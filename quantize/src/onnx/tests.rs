@@ -393,8 +393,10 @@ fn the_report_counts_what_the_files_hold() {
 
 #[test]
 fn types_without_a_form_in_onnx_are_named() {
-    let options =
-        |pattern: &str, ty| PlanOptions { strict: false, overrides: vec![(Regex::new(pattern).unwrap(), ty)] };
+    let options = |pattern: &str, ty| PlanOptions {
+        overrides: vec![(Regex::new(pattern).unwrap(), ty)],
+        ..PlanOptions::default()
+    };
     assert_eq!(
         refused(&wide(Arch::Llama), Mix::Q8_0, &options("blk.1.ffn_down", GgmlType::Q4_K)),
         "tensor `blk.1.ffn_down.weight` would be q4_k, which ONNX's operators cannot express; known: f32 f16 bf16 q8_0 \

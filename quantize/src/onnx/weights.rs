@@ -33,6 +33,7 @@ use crate::{
 };
 use edgeft_runtime::format::GgmlType;
 use nbits::NBits;
+use std::collections::BTreeMap;
 use std::io::Write;
 pub(super) use table::Table;
 
@@ -54,6 +55,7 @@ pub(super) struct Weights<'a> {
     source: &'a dyn TensorSource,
     operators: Operators,
     planned: Vec<Planned>,
+    importance: BTreeMap<String, Vec<f32>>,
     written: Vec<bool>,
     data: Hashed<'a>,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -89,6 +91,7 @@ impl<'a> Weights<'a> {
             source,
             operators,
             planned,
+            importance: plan.importance.clone(),
             written,
             data: Hashed::new(data),
             progress,
@@ -227,7 +230,7 @@ impl<'a> Weights<'a> {
         // Heads keep the source's order of pairs here; what else changes on the way to GGUF changes here too.
         let change = if let Change::Interleave(_) = placed.change { Change::None } else { placed.change };
         let x = change.apply(read(self.source, &placed)?, &placed.shape);
-        let encoded = encode(&t, &x).map_err(|e| {
+        let encoded = encode(&t, &x, self.importance.get(&t.name).map(Vec::as_slice)).map_err(|e| {
             let (row, column) = change.source_of(e.at, &placed.shape);
             Error::Weight { name: placed.source.clone(), row, column, cause: e.cause }
         })?;

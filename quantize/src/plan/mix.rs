@@ -28,10 +28,12 @@ pub enum Mix {
     Q5_K_S,
     Q5_K_M,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
 }
 
 /// Name, type of most tensors, `general.file_type`.
-const TABLE: [(Mix, &str, GgmlType, u32); 17] = [
+const TABLE: [(Mix, &str, GgmlType, u32); 19] = [
     (Mix::F32, "f32", F32, 0),
     (Mix::F16, "f16", F16, 1),
     (Mix::BF16, "bf16", BF16, 32),
@@ -49,6 +51,8 @@ const TABLE: [(Mix, &str, GgmlType, u32); 17] = [
     (Mix::Q5_K_S, "q5_k_s", Q5_K, 16),
     (Mix::Q5_K_M, "q5_k_m", Q5_K, 17),
     (Mix::Q6_K, "q6_k", Q6_K, 18),
+    (Mix::IQ4_NL, "iq4_nl", IQ4_NL, 25),
+    (Mix::IQ4_XS, "iq4_xs", IQ4_XS, 30),
 ];
 
 impl Mix {
@@ -155,7 +159,8 @@ pub(super) fn more_bits(layer: usize, n_layers: usize) -> bool {
 }
 
 /// The type that `mix` gives a matrix of this GGUF name, before the width of its rows is looked at.
-pub(super) fn wanted(mix: Mix, spec: &ModelSpec, name: &str, tied: bool) -> (GgmlType, Reason) {
+/// `importance`: whether columns have one, which makes some lifts needless and others worth it.
+pub(super) fn wanted(mix: Mix, spec: &ModelSpec, name: &str, tied: bool, importance: bool) -> (GgmlType, Reason) {
     let base = mix.base();
     if !mix.is_quantized() {
         return (base, Reason::Base);
@@ -183,6 +188,9 @@ pub(super) fn wanted(mix: Mix, spec: &ModelSpec, name: &str, tied: bool) -> (Ggm
                 Mix::Q3_K_M => Some(if layer < n / 16 { Q5_K } else { Q4_K }),
                 Mix::Q3_K_L => Some(Q5_K),
                 Mix::Q4_K_S if layer < n / 8 => Some(Q5_K),
+                Mix::IQ4_NL | Mix::IQ4_XS if layer < n / 8 && !importance => Some(Q5_K),
+                Mix::Q4_0 if layer < n / 8 && importance => Some(Q4_1),
+                Mix::Q5_0 if layer < n / 8 && importance => Some(Q5_1),
                 Mix::Q4_K_M | Mix::Q5_K_M if more_bits(layer, n) => Some(Q6_K),
                 _ => None,
             };
@@ -208,6 +216,7 @@ fn attention_value(mix: Mix, spec: &ModelSpec, layer: usize) -> Option<GgmlType>
         Mix::Q3_K_M => Some(if layer < 2 { Q5_K } else { Q4_K }),
         Mix::Q3_K_L => Some(Q5_K),
         Mix::Q4_K_S if layer < 4 => Some(Q5_K),
+        Mix::IQ4_NL | Mix::IQ4_XS if spec.n_heads / spec.n_kv_heads >= 4 => Some(Q5_K),
         Mix::Q4_K_M | Mix::Q5_K_M if more_bits(layer, spec.n_layers) => Some(Q6_K),
         _ => None,
     };
@@ -234,6 +243,7 @@ pub(super) fn fallback(ty: GgmlType, cols: usize) -> GgmlType {
         Q4_K => Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,
+        IQ4_XS => IQ4_NL,
         other => other,
     };
     if fits(smaller) { smaller } else { F16 }

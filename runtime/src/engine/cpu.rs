@@ -20,7 +20,7 @@ use crate::kv_cache::KvCache;
 use crate::model::{Arch, Hparams, Model, Task};
 use crate::threads::Pool;
 use bert::Bert;
-use linear::{Compute, Linear};
+use linear::{Compute, Linear, Watch};
 use llama::Llama;
 use ops::Norm;
 
@@ -64,6 +64,35 @@ impl CpuEngine {
         };
         let cache = KvCache::new(options.n_seqs, h.n_layers, h.n_kv_heads * h.head_dim, options.ctx, options.kv);
         Ok(Self { compute: Compute::new(Kernels::detect()?, pool), trunk, cache, output_dim, model })
+    }
+
+    /// Reads one sequence and adds the squares of what went into each matrix of a block, by token as `weights` count it.
+    ///
+    /// # Errors
+    /// What [`Engine::forward`] has; a weight for each token is missing.
+    pub fn observe(&mut self, tokens: &[u32], types: Option<&[u8]>, weights: &[f32]) -> Result<()> {
+        if weights.len() != tokens.len() {
+            let message = format!("there are {} for {} tokens", weights.len(), tokens.len());
+            return Err(Error::new(Kind::Input, "weights", message));
+        }
+        self.compute.watch.get_or_insert_default().weights = weights.to_vec();
+        self.truncate(0, 0);
+        // A decoder's head is not looked at, and an encoder's is small.
+        let rows = if self.model.hparams().causal { Rows::None } else { Rows::Last };
+        let done = self.forward(&[Run { seq: 0, tokens, types, rows }], &mut Vec::new());
+        self.truncate(0, 0);
+        if let Some(watch) = &mut self.compute.watch {
+            watch.weights.clear(); // what is read from here on is not counted
+        }
+        done
+    }
+
+    /// What [`CpuEngine::observe`] has added: of each matrix its name, Σ weight x² by input column, and Σ weight.
+    pub fn observed(&self) -> Vec<(String, Vec<f64>, f64)> {
+        let tensors = self.model.gguf().map(|g| g.tensors.as_slice()).unwrap_or_default();
+        let Some(Watch { sums, .. }) = &self.compute.watch else { return Vec::new() };
+        let named = sums.iter().map(|(i, (sums, n))| (tensors[*i].name.clone(), sums.clone(), *n));
+        named.filter(|(name, ..)| name.starts_with("blk.")).collect()
     }
 
     /// The instruction set in use.

@@ -5,6 +5,7 @@ use crate::kernels::{Kernels, Matrix};
 use crate::model::Model;
 use crate::threads::Pool;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Weight rows that one task takes, at most: enough to be worth a turn, few enough to spread.
@@ -42,12 +43,39 @@ pub struct Compute {
     acts: Acts,
     /// (rows, n), when n > 1: kernels give a weight row's products side by side.
     turned: Vec<f32>,
+    /// While activations are counted.
+    pub watch: Option<Watch>,
+}
+
+/// Sums of what goes into each matrix, for an importance matrix.
+#[derive(Default)]
+pub struct Watch {
+    /// What each token of the pass counts.
+    pub weights: Vec<f32>,
+    /// By the tensor's place in the file: Σ weight x² (cols), Σ weight.
+    pub sums: BTreeMap<usize, (Vec<f64>, f64)>,
+}
+
+impl Watch {
+    /// Adds the activations of a pass. Products over other rows than the pass' tokens (a head's) are left out, and so are the
+    /// second and third matrix that lie in one tensor, whose inputs are the first's.
+    fn add(&mut self, linear: &Linear, acts: &Acts) {
+        if acts.n != self.weights.len() || linear.rows.as_ref().is_some_and(|r| r.start > 0) {
+            return;
+        }
+        let (sums, count) = self.sums.entry(linear.index).or_insert_with(|| (vec![0.0; acts.cols], 0.0));
+        for (x, w) in acts.x.chunks(acts.cols).zip(&self.weights).filter(|(_, w)| **w > 0.0) {
+            let w = f64::from(*w);
+            sums.iter_mut().zip(x).for_each(|(s, x)| *s += w * f64::from(*x).powi(2));
+            *count += w;
+        }
+    }
 }
 
 impl Compute {
     /// Empty buffers.
     pub fn new(kernels: Kernels, pool: Pool) -> Self {
-        Self { kernels, pool, acts: Acts::default(), turned: Vec::new() }
+        Self { kernels, pool, acts: Acts::default(), turned: Vec::new(), watch: None }
     }
 
     /// Takes activations (n, cols) for the matrices that follow.
@@ -57,6 +85,9 @@ impl Compute {
 
     /// y (n, rows) = W x + b for the activations that were set.
     pub fn mul(&mut self, model: &Model, linear: &Linear, y: &mut Vec<f32>) {
+        if let Some(watch) = &mut self.watch {
+            watch.add(linear, &self.acts);
+        }
         let w = linear.matrix(model);
         self.acts.prepare(Form::of(w.ty));
         let (n, rows, cols) = (self.acts.n, w.rows, w.cols);
