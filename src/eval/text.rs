@@ -158,7 +158,8 @@ mod tests {
             let rows = counted(&cut(&ids, max_len, Windows::Stride(stride), None, 1));
             let seen: Vec<u32> = rows.iter().flat_map(|r| r.1.clone()).collect();
             // Where windows do not overlap, the first token of each has nothing before it.
-            let want: Vec<u32> = (1..n).filter(|i| stride < max_len || *i as usize % max_len != 0).collect();
+            let want: Vec<u32> =
+                (1..n).filter(|i| stride < max_len || !(*i as usize).is_multiple_of(max_len)).collect();
             assert_eq!(seen, want, "{n} {max_len} {stride}");
             assert!(rows.iter().all(|r| r.0.len() <= max_len));
         }
