@@ -165,7 +165,7 @@ fn start_slots(keys: &str) -> (Server, tempfile::TempDir) {
 fn the_next_turn_reads_only_what_is_new_and_says_what_a_cold_one_says() {
     let (server, _dir) = start_slots("");
     let turn = |server: &Server, words: &[&str]| {
-        let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+        let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
         let messages: Vec<Value> =
             words.iter().enumerate().map(|(i, w)| json!({"role": role(i), "content": w})).collect();
         let body = json!({"messages": messages, "max_tokens": 6, "logprobs": true, "top_logprobs": 5});
