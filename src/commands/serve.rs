@@ -118,7 +118,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let line = cannot_listen(&e);
         anyhow::Error::new(e).context(line)
     })?;
-    signals::watch(server.stopper(), |line| eprintln!("{line}"))?;
+    signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;
     if let Err(e) = server.ready() {
         return Err(match told.try_recv() {
             Ok(Err(whole)) => whole,

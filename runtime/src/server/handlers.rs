@@ -5,7 +5,6 @@ use super::ask::{self, Completion, Embeddings, Prompt};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
 use super::sse::SseStream;
-use super::v2::{self, Infer};
 use super::wire::{ApiError, ApiResult};
 use super::worker::{Event, Job, Refused, Work};
 use super::{Serving, Shared, openapi};
@@ -14,7 +13,7 @@ use crate::model::Task;
 use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs, chat_ids};
 use crate::tokenizer::Tokenizer;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -23,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-type Answered<T = Response> = ApiResult<T>;
+pub(super) type Answered<T = Response> = ApiResult<T>;
 
 /// Whose key opened the request; see [`super::guard::Keys::owner`].
 #[derive(Clone, Copy)]
@@ -61,7 +60,7 @@ pub(super) async fn models(State(app): State<App>) -> Json<Value> {
 }
 
 /// The model, once it is there and while the server is not about to stop.
-fn serving(app: &Shared) -> ApiResult<&Serving> {
+pub(super) fn serving(app: &Shared) -> ApiResult<&Serving> {
     let unavailable = |code, message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     if app.draining.load(Ordering::SeqCst) {
         return Err(unavailable("draining", "the server is about to stop"));
@@ -70,7 +69,7 @@ fn serving(app: &Shared) -> ApiResult<&Serving> {
 }
 
 /// A request's whole body, within size and time.
-async fn read(app: &Shared, body: Body) -> ApiResult<Bytes> {
+pub(super) async fn read(app: &Shared, body: Body) -> ApiResult<Bytes> {
     let limits = &app.config.limits;
     match tokio::time::timeout(limits.body, axum::body::to_bytes(body, limits.body_bytes)).await {
         Ok(Ok(bytes)) => Ok(bytes),
@@ -105,7 +104,7 @@ async fn aside<T: Send + 'static>(
 }
 
 /// Puts work into the queue, or refuses at once.
-fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<UnboundedReceiver<Event>> {
+pub(super) fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<UnboundedReceiver<Event>> {
     let (reply, events) = unbounded_channel();
     match app.queue.push(Job::new(work, owner.0, reply)) {
         Ok(()) => Ok(events),
@@ -197,10 +196,10 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
 }
 
 /// Tokens with their log-probabilities, where these were asked for.
-type Tokens = Vec<(u32, TokenLogprobs)>;
+pub(super) type Tokens = Vec<(u32, TokenLogprobs)>;
 
 /// All choices of an answer, in order.
-async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> ApiResult<Vec<(Generation, Tokens)>> {
+pub(super) async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> ApiResult<Vec<(Generation, Tokens)>> {
     let (mut all, mut tokens) = (Vec::with_capacity(n), Vec::new());
     loop {
         match events.recv().await {
@@ -218,7 +217,7 @@ async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> ApiResult<Ve
 }
 
 /// What the engine is asked for a completion, once its prompt is ids and fits.
-async fn generation(app: &App, asked: Completion) -> ApiResult<Work> {
+pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> {
     let model = serving(app)?;
     let chat = asked.is_chat();
     let param = if chat { "messages" } else { "prompt" };
@@ -275,7 +274,7 @@ fn render(serving: &Serving, tokenizer: &Tokenizer, messages: &[Message]) -> Api
 }
 
 /// Ids of texts, each of which must fit.
-async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -> ApiResult<Vec<Vec<u32>>> {
+pub(super) async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -> ApiResult<Vec<Vec<u32>>> {
     let check = move |i: usize, ids: Vec<u32>, capacity: usize| {
         let name = format!("{name}[{i}]");
         match ids.len() {
@@ -300,7 +299,7 @@ async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -> ApiResult
     aside(app, encode).await
 }
 
-fn prompts(texts: Vec<String>) -> Vec<Prompt> {
+pub(super) fn prompts(texts: Vec<String>) -> Vec<Prompt> {
     texts.into_iter().map(Prompt::Text).collect()
 }
 
@@ -358,7 +357,7 @@ pub(super) async fn answer(
     Ok(Json(reply::answered(&app.model, &answer_one(&app, owner, question, context).await?)))
 }
 
-async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
+pub(super) async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
     match submit(app, owner, Work::Answer { question, context })?.recv().await {
         Some(Event::Answered(answer)) => Ok(answer),
         Some(Event::Failed(e)) => Err(e.into()),
@@ -390,89 +389,4 @@ pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Answered<J
         None => Ok(json!({"text": tokenizer.decode(&ids, false)})),
     });
     Ok(Json(text.await?))
-}
-
-pub(super) async fn v2_server() -> Json<Value> {
-    Json(v2::server())
-}
-
-pub(super) async fn v2_live() -> Json<Value> {
-    Json(json!({"live": true}))
-}
-
-pub(super) async fn v2_ready(State(app): State<App>) -> Answered<Json<Value>> {
-    serving(&app).map(|_| Json(json!({"ready": true})))
-}
-
-pub(super) async fn v2_model(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    named(&app, &name)?;
-    Ok(Json(v2::model(&name, serving(&app)?.task)))
-}
-
-pub(super) async fn v2_model_ready(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    named(&app, &name)?;
-    serving(&app).map(|_| Json(json!({"name": name, "ready": true})))
-}
-
-fn named(app: &Shared, name: &str) -> ApiResult<()> {
-    if *name == *app.model { Ok(()) } else { Err(ask::no_model(name, &app.model)) }
-}
-
-pub(super) async fn v2_infer(
-    State(app): State<App>,
-    Extension(owner): Extension<Owner>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Answered<Json<Value>> {
-    named(&app, &name)?;
-    let model = serving(&app)?;
-    let body = read(&app, body).await?;
-    let mut asked = Infer::read(&body)?;
-    let outputs = match model.task {
-        Task::Classify => {
-            asked.no_parameters()?;
-            let [texts] = asked.texts(["text"])?;
-            let inputs = ids_of(&app, "text", prompts(texts)).await?;
-            match submit(&app, owner, Work::Classify { inputs })?.recv().await {
-                Some(Event::Classified(all)) => v2::classified(&all),
-                Some(Event::Failed(e)) => return Err(e.into()),
-                _ => return Err(ApiError::broken_off()),
-            }
-        }
-        Task::Embed => {
-            asked.no_parameters()?;
-            let [texts] = asked.texts(["text"])?;
-            let inputs = ids_of(&app, "text", prompts(texts)).await?;
-            match submit(&app, owner, Work::Embed { inputs })?.recv().await {
-                Some(Event::Embedded(all)) => v2::embedded(&all),
-                Some(Event::Failed(e)) => return Err(e.into()),
-                _ => return Err(ApiError::broken_off()),
-            }
-        }
-        Task::Answer => {
-            asked.no_parameters()?;
-            let [questions, contexts] = asked.texts(["question", "context"])?;
-            let mut all = Vec::with_capacity(questions.len());
-            for (question, context) in questions.into_iter().zip(contexts) {
-                all.push(answer_one(&app, owner, question, context).await?);
-            }
-            v2::answered(&all)
-        }
-        Task::Generate => {
-            let how = asked.generating()?;
-            let [texts] = asked.texts(["text"])?;
-            let mut all = Vec::with_capacity(texts.len());
-            // One after another, so that a long list leaves room in the queue for others.
-            for prompt in prompts(texts) {
-                let work = generation(&app, Completion { prompt, ..how.clone() }).await?;
-                let found = collect(submit(&app, owner, work)?, 1).await?;
-                for (generation, _) in found {
-                    reply::finish_reason(&generation)?;
-                    all.push(generation);
-                }
-            }
-            v2::generated(&all)
-        }
-    };
-    Ok(Json(asked.reply(&app.model, outputs)?))
 }

@@ -4,7 +4,7 @@ use super::accept::Activity;
 use super::handlers as on;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, Field, INFER, TOKENIZE};
 use super::wire::ApiError;
-use super::{Shared, guard, reply};
+use super::{Shared, guard, reply, v2};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -86,12 +86,12 @@ pub(super) const ROUTES: &[Route] = &[
     shows("/v1/models", "The model that is served", || get(on::models)),
     asks("/tokenize", TOKENIZE, "Text to token ids", || post(on::tokenize)),
     asks("/detokenize", DETOKENIZE, "Token ids to text", || post(on::detokenize)),
-    open(shows("/v2", "Open Inference Protocol: the server", || get(on::v2_server))),
-    open(shows("/v2/health/live", "Open Inference Protocol: it lives", || get(on::v2_live))),
-    open(shows("/v2/health/ready", "Open Inference Protocol: it answers", || get(on::v2_ready))),
-    shows("/v2/models/{name}", "Open Inference Protocol: inputs and outputs", || get(on::v2_model)),
-    open(shows("/v2/models/{name}/ready", "Open Inference Protocol: the model answers", || get(on::v2_model_ready))),
-    asks("/v2/models/{name}/infer", INFER, "Open Inference Protocol: texts in, tensors out", || post(on::v2_infer)),
+    open(shows("/v2", "Open Inference Protocol: the server", || get(v2::server_here))),
+    open(shows("/v2/health/live", "Open Inference Protocol: it lives", || get(v2::live))),
+    open(shows("/v2/health/ready", "Open Inference Protocol: it answers", || get(v2::ready))),
+    shows("/v2/models/{name}", "Open Inference Protocol: inputs and outputs", || get(v2::model_here)),
+    open(shows("/v2/models/{name}/ready", "Open Inference Protocol: the model answers", || get(v2::model_ready))),
+    asks("/v2/models/{name}/infer", INFER, "Open Inference Protocol: texts in, tensors out", || post(v2::infer)),
     open(shows("/healthz", "The process lives", || get(on::healthz))),
     open(shows("/readyz", "The model answers", || get(on::readyz))),
     gives(Gives::Text("text/plain"), shows("/metrics", "Counts and times, for Prometheus", || get(on::metrics))),

@@ -4,14 +4,15 @@ use super::Stopper;
 use crate::error::{Error, Result};
 use tokio::runtime::{Builder, Runtime};
 
-/// Exit code of a process that was told twice to stop.
-const AT_ONCE: i32 = 130;
-
-/// From here on Ctrl-C and SIGTERM stop the server, a second one ends the process at once, and SIGHUP reads the key file
-/// again. `tell` gets a line for each.
+/// From here on Ctrl-C and SIGTERM stop the server, and SIGHUP reads the key file again; `tell` gets a line for each. After
+/// a second Ctrl-C or SIGTERM `at_once` is called, which should end the process: what runs is not waited for.
 /// # Errors
 /// [`crate::Kind::Io`] when the system takes no handler or gives no thread.
-pub fn watch(stopper: Stopper, tell: impl Fn(&str) + Send + 'static) -> Result<()> {
+pub fn watch(
+    stopper: Stopper,
+    tell: impl Fn(&str) + Send + 'static,
+    at_once: impl Fn() + Send + 'static,
+) -> Result<()> {
     let io = |e| Error::io("signals", e);
     let runtime = Builder::new_current_thread().enable_all().build().map_err(io)?;
     let mut signals = Signals::new(&runtime).map_err(io)?;
@@ -19,7 +20,7 @@ pub fn watch(stopper: Stopper, tell: impl Fn(&str) + Send + 'static) -> Result<(
         let mut stopping = false;
         loop {
             match runtime.block_on(signals.next()) {
-                Signal::Stop if stopping => std::process::exit(AT_ONCE),
+                Signal::Stop if stopping => at_once(),
                 Signal::Stop => {
                     stopping = true;
                     tell("stopping; what runs may end");

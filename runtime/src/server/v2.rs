@@ -1,11 +1,19 @@
 //! The Open Inference Protocol, version 2, over REST, as KServe, Triton and their load balancers speak it: texts in as
 //! `BYTES`, answers out as named tensors. Its errors are `{"error": "message"}`.
 
-use super::ask::{Completion, Prompt, inputs_within};
+use super::Shared;
+use super::ask::{self, Completion, Prompt, inputs_within};
+use super::handlers::{Answered, Owner, answer_one, collect, generation, ids_of, prompts, read, serving, submit};
+use super::reply;
+use super::routes::App;
 use super::schema::INFER;
 use super::wire::{ApiError, ApiResult, Fields, wrong};
+use super::worker::{Event, Work};
 use crate::model::Task;
 use crate::session::{Answer, Generation, LabelScore};
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 /// `POST /v2/models/{name}/infer`.
@@ -134,7 +142,7 @@ fn tensor(name: &str, datatype: &str, shape: &[usize], data: Vec<Value>) -> Valu
 }
 
 /// Labels and scores of each text, likeliest first.
-pub(super) fn classified(all: &[Vec<LabelScore>]) -> Vec<Value> {
+fn classified(all: &[Vec<LabelScore>]) -> Vec<Value> {
     let (n, labels) = (all.len(), all.first().map_or(0, Vec::len));
     let flat = || all.iter().flatten();
     vec![
@@ -145,13 +153,13 @@ pub(super) fn classified(all: &[Vec<LabelScore>]) -> Vec<Value> {
 }
 
 /// Vectors.
-pub(super) fn embedded(all: &[Vec<f32>]) -> Vec<Value> {
+fn embedded(all: &[Vec<f32>]) -> Vec<Value> {
     let shape = [all.len(), all.first().map_or(0, Vec::len)];
     vec![tensor("embedding", "FP32", &shape, all.iter().flatten().map(|x| json!(x)).collect())]
 }
 
 /// Answers; where they stand is -1 for a model that writes them.
-pub(super) fn answered(all: &[Answer]) -> Vec<Value> {
+fn answered(all: &[Answer]) -> Vec<Value> {
     let n = [all.len()];
     let place = |at: Option<usize>| at.map_or(json!(-1), Value::from);
     vec![
@@ -163,7 +171,7 @@ pub(super) fn answered(all: &[Answer]) -> Vec<Value> {
 }
 
 /// Texts, and why each ended.
-pub(super) fn generated(all: &[Generation]) -> Vec<Value> {
+fn generated(all: &[Generation]) -> Vec<Value> {
     let n = [all.len()];
     vec![
         tensor("text", "BYTES", &n, all.iter().map(|g| json!(g.text)).collect()),
@@ -172,12 +180,12 @@ pub(super) fn generated(all: &[Generation]) -> Vec<Value> {
 }
 
 /// `GET /v2`.
-pub(super) fn server() -> Value {
+fn server() -> Value {
     json!({"name": "edgeft", "version": env!("CARGO_PKG_VERSION"), "extensions": []})
 }
 
 /// `GET /v2/models/{name}`.
-pub(super) fn model(name: &str, task: Task) -> Value {
+fn model(name: &str, task: Task) -> Value {
     let one = |name: &str, datatype: &str, shape: &[i64]| json!({"name": name, "datatype": datatype, "shape": shape});
     let text = one("text", "BYTES", &[-1]);
     let (inputs, outputs) = match task {
@@ -198,4 +206,89 @@ pub(super) fn model(name: &str, task: Task) -> Value {
         ),
     };
     json!({"name": name, "versions": [], "platform": "edgeft", "inputs": inputs, "outputs": outputs})
+}
+
+pub(super) async fn server_here() -> Json<Value> {
+    Json(server())
+}
+
+pub(super) async fn live() -> Json<Value> {
+    Json(json!({"live": true}))
+}
+
+pub(super) async fn ready(State(app): State<App>) -> Answered<Json<Value>> {
+    serving(&app).map(|_| Json(json!({"ready": true})))
+}
+
+pub(super) async fn model_here(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    Ok(Json(model(&name, serving(&app)?.task)))
+}
+
+pub(super) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    serving(&app).map(|_| Json(json!({"name": name, "ready": true})))
+}
+
+fn named(app: &Shared, name: &str) -> ApiResult<()> {
+    if *name == *app.model { Ok(()) } else { Err(ask::no_model(name, &app.model)) }
+}
+
+pub(super) async fn infer(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Answered<Json<Value>> {
+    named(&app, &name)?;
+    let model = serving(&app)?;
+    let body = read(&app, body).await?;
+    let mut asked = Infer::read(&body)?;
+    let outputs = match model.task {
+        Task::Classify => {
+            asked.no_parameters()?;
+            let [texts] = asked.texts(["text"])?;
+            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            match submit(&app, owner, Work::Classify { inputs })?.recv().await {
+                Some(Event::Classified(all)) => classified(&all),
+                Some(Event::Failed(e)) => return Err(e.into()),
+                _ => return Err(ApiError::broken_off()),
+            }
+        }
+        Task::Embed => {
+            asked.no_parameters()?;
+            let [texts] = asked.texts(["text"])?;
+            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            match submit(&app, owner, Work::Embed { inputs })?.recv().await {
+                Some(Event::Embedded(all)) => embedded(&all),
+                Some(Event::Failed(e)) => return Err(e.into()),
+                _ => return Err(ApiError::broken_off()),
+            }
+        }
+        Task::Answer => {
+            asked.no_parameters()?;
+            let [questions, contexts] = asked.texts(["question", "context"])?;
+            let mut all = Vec::with_capacity(questions.len());
+            for (question, context) in questions.into_iter().zip(contexts) {
+                all.push(answer_one(&app, owner, question, context).await?);
+            }
+            answered(&all)
+        }
+        Task::Generate => {
+            let how = asked.generating()?;
+            let [texts] = asked.texts(["text"])?;
+            let mut all = Vec::with_capacity(texts.len());
+            // One after another, so that a long list leaves room in the queue for others.
+            for prompt in prompts(texts) {
+                let work = generation(&app, Completion { prompt, ..how.clone() }).await?;
+                let found = collect(submit(&app, owner, work)?, 1).await?;
+                for (generation, _) in found {
+                    reply::finish_reason(&generation)?;
+                    all.push(generation);
+                }
+            }
+            generated(&all)
+        }
+    };
+    Ok(Json(asked.reply(&app.model, outputs)?))
 }

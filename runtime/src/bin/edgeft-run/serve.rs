@@ -50,7 +50,7 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let server =
         Server::start(config, move || Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots));
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
-    signals::watch(server.stopper(), |line| eprintln!("{line}"))?;
+    signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;
     server.ready()?;
     let url = format!("http://{}", server.addr());
     print(a, &json!({"url": url, "model": name}), &format!("serving {name} at {url}"));
