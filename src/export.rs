@@ -1,6 +1,7 @@
 //! A model folder, a RUN or `nano` → GGUF, as a file or in memory. The tokenizer is proven on the way: ids by the GGUF's
 //! own fields equal those of tokenizer.json, or nothing is written. An ONNX folder ([`onnx`]) carries tokenizer.json itself.
 
+pub mod adapter;
 pub mod onnx;
 
 use crate::error::BadInput;

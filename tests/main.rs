@@ -12,6 +12,7 @@ mod golden;
 mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
+mod importance;
 mod judge;
 mod layers;
 mod learning;

@@ -14,13 +14,14 @@ use crate::{
     error::{Error, Result},
     metadata,
     names::Placed,
-    plan::{Origin, Plan, Planned},
+    plan::{Origin, Plan, Planned, Reason},
     report::Report,
     source::TensorSource,
     stream::Hashed,
     tokenizer::{self, TokenizerFiles},
 };
-use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, Value};
+use edgeft_runtime::format::GgmlType;
+use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, MAX_NAME, Value};
 use std::{borrow::Cow, io::Write};
 
 /// Writes a model as GGUF to a stream that need not seek, and reports what was lost in rounding.
@@ -63,6 +64,43 @@ pub fn write_gguf(
         coverage: plan.coverage.clone(),
         skipped: plan.skipped.clone(),
     })
+}
+
+/// A tensor of a file that holds no model: an adapter, statistics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Floats {
+    /// GGUF name.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// As many as the shape says.
+    pub values: Vec<f32>,
+}
+
+/// The bytes of a GGUF file of f32 tensors, in the order given.
+///
+/// # Errors
+/// A name that is too long for GGUF, a key that is empty or given twice, values that are not as many as the shape says.
+pub fn floats(keys: &[(String, Value)], tensors: Vec<Floats>) -> Result<Vec<u8>> {
+    let planned = |t: Floats| {
+        if t.name.len() > MAX_NAME {
+            return Err(Error::LongName { name: t.name, max: MAX_NAME });
+        }
+        if t.values.len() != t.shape.iter().product::<usize>() {
+            return Err(Error::Length { name: t.name, found: t.values.len(), shape: t.shape });
+        }
+        let (origin, ty) = (Origin::RopeDivisors(t.values), GgmlType::F32);
+        Ok(Planned { name: t.name, shape: t.shape, origin, ty, wanted: ty, reason: Reason::Computed })
+    };
+    let tensors = tensors.into_iter().map(planned).collect::<Result<Vec<_>>>()?;
+    let mut out = header(keys, &tensors)?;
+    for t in &tensors {
+        if let Origin::RopeDivisors(values) = &t.origin {
+            out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        }
+        out.resize(out.len() + padding(out.len() as u64) as usize, 0);
+    }
+    Ok(out)
 }
 
 /// All keys of the file: the model's, its heads', the tokenizer's, the caller's.

@@ -5,13 +5,12 @@
 
 use crate::{
     error::{Error, Result},
-    gguf::header,
-    plan::{Origin, Planned, Reason},
+    gguf::{Floats, floats},
 };
 use edgeft_runtime::format::{
     GgmlType,
     block::decode,
-    gguf::{Array, DEFAULT_ALIGNMENT, Gguf, MAGIC, Value},
+    gguf::{Array, Gguf, MAGIC, Value},
 };
 use std::collections::BTreeMap;
 
@@ -158,27 +157,10 @@ impl Importance {
             let n = entry.counts.len();
             for (end, values, columns) in [(0, &entry.sums, entry.sums.len() / n), (1, &entry.counts, 1)] {
                 let name = format!("{name}{}", ENDS[end]);
-                if name.len() > edgeft_runtime::format::gguf::MAX_NAME {
-                    return Err(Error::LongName { name, max: edgeft_runtime::format::gguf::MAX_NAME });
-                }
-                tensors.push(Planned {
-                    name,
-                    shape: vec![n, columns],
-                    origin: Origin::RopeDivisors(values.clone()),
-                    ty: GgmlType::F32,
-                    wanted: GgmlType::F32,
-                    reason: Reason::Computed,
-                });
+                tensors.push(Floats { name, shape: vec![n, columns], values: values.clone() });
             }
         }
-        let mut out = header(&keys, &tensors)?;
-        for t in &tensors {
-            if let Origin::RopeDivisors(values) = &t.origin {
-                out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-            }
-            out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
-        }
-        Ok(out)
+        floats(&keys, tensors)
     }
 
     /// The importance of a matrix' columns, if it has statistics.

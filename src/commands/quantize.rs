@@ -28,7 +28,7 @@ pub struct QuantizeArgs {
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_xs ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
-    #[arg(long = "type", value_delimiter = ',', required = true, value_name = "TYPE")]
+    #[arg(long = "type", value_delimiter = ',', required_unless_present = "adapter_only", value_name = "TYPE")]
     pub types: Vec<String>,
     /// File (GGUF) or folder (ONNX) to write; with several types, the folder for TYPE.gguf or TYPE/
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "plan")]
@@ -48,10 +48,13 @@ pub struct QuantizeArgs {
     /// Refuse when a tensor cannot have the type of the mix
     #[arg(long)]
     pub strict_types: bool,
+    /// Write the RUN's LoRA adapter alone, unmerged, as a GGUF adapter that stands beside its base; e.g. --out adapter.gguf
+    #[arg(long, conflicts_with_all = ["types", "plan", "verify", "calibrate", "imatrix", "onnx"])]
+    pub adapter_only: bool,
     /// Which columns matter
     #[command(flatten)]
     pub importance: ImportanceArgs,
-    /// Hold each file against its source on the rows of DATA; exit 3 when one differs too much
+    /// Hold each file against its source on the rows of DATA; exit 3 when one differs too much, and no GGUF file of that name
     #[arg(long, value_name = "DATA")]
     pub verify: Option<PathBuf>,
     /// Flags of ONNX Runtime, for --verify of an ONNX folder
@@ -124,6 +127,9 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         args.ort.load()?;
     }
     let opened = Opened::open(&args.model, 0)?;
+    if args.adapter_only {
+        return adapter_only(args, &opened, global);
+    }
     if opened.adapter.is_none()
         && let Some(t) = opened.weights.metadata().and_then(|g| g.tensors.iter().find(|t| t.ty.block_len() > 1))
     {
@@ -166,11 +172,16 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     let mut failed = None;
     for (mix, place) in mixes.iter().zip(&places) {
+        // Nothing is called by the name that was asked for before it has passed.
+        let staged = (args.verify.is_some() && args.to == Target::Gguf).then(|| staging(place));
         let start = Instant::now();
         let bar = show::bar(100, mix.name());
         let mut progress = |done: u64, total: u64| bar.set_position(done * 100 / total.max(1));
         let report = match args.to {
-            Target::Gguf => export::to_file(&opened, *mix, &options, place, args.force, &mut progress)?,
+            Target::Gguf => {
+                let at = staged.as_ref().unwrap_or(place);
+                export::to_file(&opened, *mix, &options, at, args.force || staged.is_some(), &mut progress)?
+            }
             Target::Onnx => {
                 export::onnx::to_folder(&opened, *mix, &options, operators, place, args.force, &mut progress)?
             }
@@ -193,8 +204,9 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             }
         }
         if let Some(data) = &args.verify {
+            let _removed = staged.clone().map(Removed);
             let verification = super::verify::verify(&super::verify::Question {
-                subject: &place.display().to_string(),
+                subject: &staged.as_ref().unwrap_or(place).display().to_string(),
                 reference: &args.model,
                 data: Some(data),
                 engine: None,
@@ -204,8 +216,11 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             if !global.json {
                 super::verify::print(&verification);
             }
-            if !verification.pass {
-                failed = Some(place.clone());
+            match &staged {
+                _ if !verification.pass => failed = Some(place.clone()),
+                Some(staged) => std::fs::rename(staged, place)
+                    .map_err(|e| BadInput(format!("cannot write {}: {e}", place.display())))?,
+                None => {}
             }
             let mut verified = serde_json::to_value(&verification)?;
             super::verify::keep(&mut verified, &place.display().to_string(), &args.model)?;
@@ -220,9 +235,51 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
     }
     match failed {
-        Some(place) => Err(GateFailed(format!("{} did not pass verification; see above", place.display())).into()),
+        Some(place) => Err(GateFailed(format!(
+            "{} did not pass verification; see above{}",
+            place.display(),
+            if args.to == Target::Gguf { ", and nothing is there" } else { "" }
+        ))
+        .into()),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Where a file waits for its verification: beside its final name.
+fn staging(place: &Path) -> PathBuf {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    place.with_file_name(format!(".{name}.{}.unverified.gguf", std::process::id()))
+}
+
+/// A file that is gone when its verification ends otherwise than well.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // after a rename there is none
+    }
+}
+
+/// `--adapter-only`.
+fn adapter_only(args: &QuantizeArgs, opened: &Opened, global: &Global) -> anyhow::Result<ExitCode> {
+    let Some(out) = &args.out else { crate::bad_input!("give --out") };
+    if args.to == Target::Onnx {
+        crate::bad_input!("--adapter-only writes GGUF; ONNX folders carry the adapter merged");
+    }
+    show::refuse_existing(out, args.force)?;
+    let written = export::adapter::to_file(opened, out)?;
+    let line = json!({"out": out, "bytes": written.bytes, "modules": written.modules, "alpha": written.alpha});
+    show::report(global, &line, || {
+        println!(
+            "{} -> adapter of {} matrices, alpha {}, {}",
+            out.display(),
+            written.modules,
+            written.alpha,
+            show::bytes(written.bytes)
+        );
+        println!("\nNext:\n  llama-cli -m base.gguf --lora {}", out.display());
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A mix by its name.
