@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn buckets_add_up_and_their_bounds_are_inclusive() {
         let histogram = Histogram::default();
-        [1, 2, 40_000].map(|ms| histogram.observe(Duration::from_millis(ms)));
+        [1, 2, 40_000].into_iter().for_each(|ms| histogram.observe(Duration::from_millis(ms)));
         let mut out = String::new();
         histogram.write(&mut out, "x", "X.");
         for line in ["x_bucket{le=\"0.001\"} 1", "x_bucket{le=\"0.002\"} 2", "x_bucket{le=\"30\"} 2"] {
