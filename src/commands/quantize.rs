@@ -230,7 +230,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     if global.json {
         println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "files": all }) });
-    } else {
+    } else if failed.is_none() {
         let first = places[0].display();
         println!("\nNext:\n  edgeft verify {first} --against {}\n  edgeft run {first} -p \"...\"", args.model);
     }
