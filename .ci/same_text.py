@@ -35,15 +35,13 @@ def llama_cpp(file):
     return ask
 
 
-def lead(steps, at):
-    """By how many nats llama.cpp's token at character `at` beats its second."""
-    end = 0
-    for step in steps:
-        end += len(step["token"])
-        if end > at:
-            first, second = (t["logprob"] for t in step["top_logprobs"])
-            return first - second
-    return float("inf")
+def lead(steps, ids):
+    """By how many nats llama.cpp's token beats its second where the tokens first differ: texts may part later than tokens."""
+    at = next((i for i, (step, id) in enumerate(zip(steps, ids)) if step["id"] != id), None)
+    if at is None:
+        return float("inf")
+    first, second = (t["logprob"] for t in steps[at]["top_logprobs"])
+    return first - second
 
 
 def edgeft(*args):
@@ -66,13 +64,14 @@ def main():
         ask, same = llama_cpp(file), 0
         for prompt in PROMPTS:
             theirs, steps = ask(prompt)
-            ours = edgeft(binary, "run", file, "-p", prompt, "-n", 64, "--kv", "f32", "--json")["text"]
+            ran = edgeft(binary, "run", file, "-p", prompt, "-n", 64, "--kv", "f32", "--json")
+            ours = ran["text"]
             same += ours == theirs
             if ours == theirs:
                 print(f"same  {file.name}: {prompt!r} -> {ours[:50]!r}", flush=True)
                 continue
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-            nats = lead(steps, at)
+            nats = lead(steps, ran["token_ids"])
             tie = file.name == "tuned-q8_0.gguf" and nats <= TIE_NATS
             failed |= not tie
             print(f"{'tie ' if tie else 'FAIL'}  {file.name}: {prompt!r} parts at character {at}, where llama.cpp's lead is "
