@@ -288,7 +288,7 @@ def fused(binary, name, folder, ty, io, work, line):
             sys.exit(f"{name} {ty}: a window was not refused: {done.returncode} {done.stderr}")
         return
     report = edgeft(binary, *command)
-    size = sum(f.stat().st_size for f in place.iterdir())
+    size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
     if report["bytes"] != size:
         sys.exit(f"{name} {ty} for ort: {report['bytes']} bytes reported, {size} written")
     checked(place)
@@ -334,7 +334,7 @@ def case(binary, name, folder, io, work):
     for ty in TYPES:
         place = work / name / ty
         report = edgeft(binary, "quantize", folder, "--to", "onnx", "--type", ty, "--out", place)
-        size = sum(f.stat().st_size for f in place.iterdir())
+        size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
         if report["bytes"] != size:
             sys.exit(f"{name} {ty}: {report['bytes']} bytes reported, {size} written")
         onnx.checker.check_model(place / "model.onnx", full_check=True)

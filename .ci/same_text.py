@@ -2,9 +2,10 @@
 
 usage: same_text.py EDGEFT DATA WORK   (with xllamacpp, a wheel that brings llama.cpp along)
 
-Files of floats, and the q8_0 file of the model as it came, must give the same text. In a q8_0 file both sides round activations to eight bits, so a sum in another
-order turns a code now and then; where the texts of the tuned q8_0 file part, llama.cpp's own two likeliest tokens must be a
-tie, TIE_NATS apart at most, and two of the three texts must be the same to the end.
+Files of floats, and the q8_0 file of the model as it came, must give the same text. In a q8_0 file both sides round
+activations to eight bits, so a sum in another order turns a code now and then; where the texts of the tuned q8_0 file part,
+llama.cpp's own two likeliest tokens must be a tie, TIE_NATS apart at most, and two thirds of the texts must be the same to the
+end: of nine, since of three one tie more or less says nothing.
 """
 
 import json
@@ -15,7 +16,8 @@ import sys
 import xllamacpp
 
 TIE_NATS = 0.1
-PROMPTS = ("Once upon a time", "The little dog", "Lily and Tom went to the park")
+PROMPTS = ("Once upon a time", "The little dog", "Lily and Tom went to the park", "One day", "There was a", "The cat", "My lord,", "What is",
+           "She said")
 
 
 def llama_cpp(file):
@@ -76,7 +78,7 @@ def main():
             failed |= not tie
             print(f"{'tie ' if tie else 'FAIL'}  {file.name}: {prompt!r} parts at character {at}, where llama.cpp's lead is "
                   f"{nats:.4f} nats\n      edgeft:    {ours!r}\n      llama.cpp: {theirs!r}", flush=True)
-        failed |= same < 2
+        failed |= 3 * same < 2 * len(PROMPTS)
         print(f"{same} of {len(PROMPTS)} texts of {file.name} are llama.cpp's own")
     sys.exit(failed)
 

@@ -4,11 +4,11 @@
 //! folded into that number or into B. Rows of B move as the rows of its matrix do on the way to GGUF.
 
 use super::cannot;
-use crate::error::BadInput;
 use crate::merge::Exported;
 use crate::model::open::Opened;
 use crate::model::peft::fold::Fold;
 use crate::model::peft::{AdapterConfig, Kind};
+use crate::tune::checkpoint::write_synced;
 use crate::tune::run_folder;
 use anyhow::Context;
 use candle_core::Device;
@@ -17,7 +17,6 @@ use edgeft_quantize::plan::Origin;
 use edgeft_quantize::{Mix, PlanOptions, TensorSource, plan};
 use edgeft_runtime::format::gguf::Value;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// What was written.
@@ -114,11 +113,6 @@ pub fn to_file(opened: &Opened, out: &Path) -> anyhow::Result<Written> {
         keys.push(text("edgeft.provenance.base_sha256", &run.sha256.base));
     }
     let bytes = floats(&keys, tensors).with_context(|| cannot(opened))?;
-    let cannot_write = |e: std::io::Error| BadInput(format!("cannot write {}: {e}", out.display()));
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(cannot_write)?;
-    file.write_all(&bytes).map_err(cannot_write)?;
-    file.as_file().sync_all().map_err(cannot_write)?;
-    crate::tune::checkpoint::finish(file, out)?;
+    write_synced(out, &bytes)?;
     Ok(Written { modules: modules.len(), alpha, bytes: bytes.len() as u64 })
 }

@@ -169,6 +169,15 @@ impl Checkpoint {
         bytes as u64
     }
 
+    /// What reading it takes besides, while it is copied: its bytes in the file, which are mapped, and, where it is rounded, its
+    /// values in f32. A GGUF file stays mapped, and is counted as the blocks that it holds.
+    pub fn loading_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let Some((file, map)) = self.place.get(name).and_then(|at| self.files.get(*at)) else { return 0 };
+        let stored = parse(file, map).ok().and_then(|view| Some(view.tensor(name).ok()?.data().len())).unwrap_or(0);
+        let values = if self.rounds(name, shape) { 4 * shape.iter().product::<usize>() } else { 0 };
+        (stored + values) as u64
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)

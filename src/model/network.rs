@@ -77,6 +77,14 @@ impl Network {
     pub fn load(config: &Config, weights: &Checkpoint, task: Task, seed: u64, device: &Device) -> anyhow::Result<Self> {
         let c = config.hidden_size;
         let parts = Parts { config, weights, device };
+        let mut trunk: Box<dyn Trunk> = match config.family {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 => {
+                Box::new(llama::load(&parts)?)
+            }
+            Family::Gemma3 => Box::new(gemma3::load(&parts)?),
+            Family::Gpt2 => Box::new(gpt2::load(&parts)?),
+            Family::Bert | Family::Roberta | Family::DistilBert => Box::new(bert::load(&parts)?),
+        };
         let mut fresh = Vec::new();
         let mut head_linear = |name: &str, out: usize, bias: bool| -> anyhow::Result<Linear> {
             if !weights.contains(&weights.called(&format!("{name}.weight"))) {
@@ -94,11 +102,14 @@ impl Network {
         };
         let head = match (config.family.is_decoder(), &task) {
             (true, Task::Generate) => {
-                let tied = config.tie_word_embeddings;
-                let words = if config.family == Family::Gpt2 { "transformer.wte" } else { "model.embed_tokens" };
-                let name = if tied { words } else { "lm_head" };
-                let weight = parts.matrix(&format!("{name}.weight"), [config.vocab_size, c])?;
-                Head::Language { linear: Linear::new(name.into(), weight, None), tied }
+                let linear = match trunk.embeddings().first().filter(|_| config.tie_word_embeddings) {
+                    Some(words) => Linear::new(words.name.clone(), words.weight.clone(), None),
+                    None => {
+                        let weight = parts.matrix("lm_head.weight", [config.vocab_size, c])?;
+                        Linear::new("lm_head".into(), weight, None)
+                    }
+                };
+                Head::Language { linear, tied: config.tie_word_embeddings }
             }
             (true, Task::Classify(labels)) => Head::Score(head_linear("score", labels.len(), false)?),
             (false, Task::Classify(labels)) => {
@@ -125,14 +136,6 @@ impl Network {
             (false, Task::Generate) => {
                 crate::bad_input!("{} is an encoder: it cannot generate", config.family.model_type())
             }
-        };
-        let trunk: Box<dyn Trunk> = match config.family {
-            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 => {
-                Box::new(llama::load(&parts)?)
-            }
-            Family::Gemma3 => Box::new(gemma3::load(&parts)?),
-            Family::Gpt2 => Box::new(gpt2::load(&parts)?),
-            Family::Bert | Family::Roberta | Family::DistilBert => Box::new(bert::load(&parts)?),
         };
         Ok(Self { config: config.clone(), task, fresh, trunk, head, device: device.clone() })
     }
@@ -351,16 +354,20 @@ impl Network {
         let tables = self.trunk.embeddings();
         tables.into_iter().for_each(|e| of(&e.name).into_iter().for_each(|ty| e.weight.round(ty)));
         match &mut self.head {
-            Head::Language { linear, tied: true } => {
-                if let Some(words) = self.trunk.embeddings().first() {
-                    linear.weight = words.weight.clone();
-                }
-            }
+            Head::Language { tied: true, .. } => self.tie(),
             Head::Language { linear, .. } => of(&linear.name).into_iter().for_each(|ty| linear.weight.round(ty)),
             _ => {}
         }
         let heads = self.head_modules();
         heads.into_iter().for_each(|l| of(&l.name).into_iter().for_each(|ty| l.weight.round(ty)));
+    }
+
+    /// A head that is tied sees the words as they are now.
+    fn tie(&mut self) {
+        if let (Head::Language { linear, tied: true }, Some(words)) = (&mut self.head, self.trunk.embeddings().first())
+        {
+            linear.weight = words.weight.clone();
+        }
     }
 
     /// Looks up which block is the lowest that learns, after what is trained was marked: the backward ends there.
@@ -378,11 +385,7 @@ impl Network {
         self.trunk.norms().into_iter().for_each(|n| n.trained(f));
         match &mut self.head {
             // One tensor under two names: the trunk's is the one that is updated.
-            Head::Language { linear, tied: true } => {
-                if let Some(words) = self.trunk.embeddings().first() {
-                    linear.weight = words.weight.clone();
-                }
-            }
+            Head::Language { tied: true, .. } => self.tie(),
             Head::Language { linear, .. } | Head::Score(linear) | Head::Span(linear) => linear.trained(f),
             Head::First { dense, out, .. } => {
                 dense.trained(f);

@@ -53,12 +53,19 @@ pub struct Terms {
     pub gradients: u64,
     /// Activations at the worst moment of the worst micro-batch.
     pub activations: Taken,
+    /// Before the first step: the largest tensor of the file, while it is copied.
+    pub loading: u64,
 }
 
 impl Terms {
     /// All of it at the worst moment.
     pub fn peak(&self) -> u64 {
-        self.standing() + self.activations.peak()
+        self.with(self.standing(), self.activations)
+    }
+
+    /// The same with other things that stand and other activations; never less than what reading the weights takes.
+    fn with(&self, standing: u64, activations: Taken) -> u64 {
+        (standing + activations.peak()).max(self.program + self.weights + self.loading)
     }
 
     /// What stands there whatever the micro-batch.
@@ -78,6 +85,7 @@ impl Terms {
             ("gradients", self.gradients, "of what is trained"),
             ("kept", a.kept, "activations kept for the backward"),
             ("at work", a.block.max(a.head), at_work),
+            ("loading", self.loading, "not with the last five: the largest tensor, while it is read"),
         ]
     }
 }
@@ -120,6 +128,7 @@ impl Plan {
             moments: 8 * weights.trained,
             gradients: 4 * (weights.trained + weights.largest),
             activations: Taken::default(),
+            loading: weights.loading,
         };
         activations.room = config.mem.map(|mem| mem.saturating_sub(terms.standing()));
         let mut plan = Self { terms, activations, parts: 1, again: 0 };
@@ -174,7 +183,7 @@ impl Plan {
         while shorter > 16 {
             shorter /= 2;
             let row = Row::new(vec![0; shorter], Target::Tokens(vec![Some(0); shorter]), 0);
-            let needs = t.standing() + self.activations.taken(&[&row], self.activations.most_again()).peak();
+            let needs = t.with(t.standing(), self.activations.taken(&[&row], self.activations.most_again()));
             if needs <= mem {
                 ways.push(format!("--max-len {shorter} ({})", mib(needs)));
                 break;
@@ -185,8 +194,9 @@ impl Plan {
             while rank > 1 {
                 rank /= 2;
                 let saved = (t.adapters + t.moments + t.gradients) * (config.rank - rank) as u64 / config.rank as u64;
-                if t.peak() - saved <= mem {
-                    ways.push(format!("--rank {rank} ({})", mib(t.peak() - saved)));
+                let needs = t.with(t.standing() - saved, t.activations);
+                if needs <= mem {
+                    ways.push(format!("--rank {rank} ({})", mib(needs)));
                     break;
                 }
             }
@@ -265,8 +275,14 @@ mod tests {
         let model = small();
         let settings = Settings { mem: mem.map(crate::tune::config::Mem), max_len: Some(2048), ..Settings::default() };
         let config = TuneConfig::resolve(&settings, Task::Text, &model)?;
-        let weights =
-            Weights { read: 3_000_000, trained: 100_000, largest: 8192, projections: 2_500_000, bytes: 12_000_000 };
+        let weights = Weights {
+            read: 3_000_000,
+            trained: 100_000,
+            largest: 8192,
+            projections: 2_500_000,
+            bytes: 12_000_000,
+            loading: 0,
+        };
         Plan::new(&config, Activations::new(&model, true, false), &weights, (rows, &[]), 0)
     }
 
@@ -297,6 +313,13 @@ mod tests {
         // What the refusal names fits.
         let at = refusal.rfind("--mem ").unwrap() + 6;
         plan(Some(parse_bytes(&refusal[at..]).unwrap()), &rows).unwrap();
+    }
+
+    #[test]
+    fn reading_the_weights_is_a_moment_of_its_own() {
+        let terms = Terms { program: 10, weights: 100, adapters: 1, moments: 2, gradients: 3, ..Terms::default() };
+        assert_eq!(Terms { loading: 4, ..terms }.peak(), 116);
+        assert_eq!(Terms { loading: 40, ..terms }.peak(), 150);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use crate::calibrate::calibrate;
 use crate::cli::Global;
 use crate::commands::show;
 use crate::error::BadInput;
+use crate::tune::checkpoint::write_synced;
 use edgeft_quantize::Importance;
 use edgeft_quantize::importance::Coverage;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Flags about importance.
 #[derive(clap::Args)]
@@ -50,20 +51,10 @@ impl ImportanceArgs {
             matrix.entries.len()
         );
         if let Some(path) = &self.save_imatrix {
-            save(&matrix, path)?;
+            write_synced(path, &matrix.to_gguf().map_err(|e| BadInput(e.to_string()))?)?;
         }
         Ok(Some(matrix))
     }
-}
-
-fn save(matrix: &Importance, path: &Path) -> anyhow::Result<()> {
-    let bytes = matrix.to_gguf().map_err(|e| BadInput(e.to_string()))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = |e: std::io::Error| BadInput(format!("cannot write {}: {e}", path.display()));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(cannot)?;
-    std::io::Write::write_all(&mut file, &bytes).map_err(cannot)?;
-    file.persist(path).map_err(|e| cannot(e.error))?;
-    Ok(())
 }
 
 /// `{"with": 12, "without": [...]}`.

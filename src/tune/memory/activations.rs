@@ -90,8 +90,8 @@ impl Activations {
         }
     }
 
-    /// Floats for a token that the backward of a block makes besides: gradients of the wide activations, of queries, keys and
-    /// values (and their copies by head), and of the stream.
+    /// Floats for a token that the backward of a block makes one after the other: gradients of the wide activations, of
+    /// queries, keys and values (and their copies by head), and of the stream.
     fn made_floats(&self) -> u64 {
         if self.decoder {
             3 * self.wide + 5 * self.hidden + 4 * self.q + 3 * self.kv
@@ -112,7 +112,7 @@ impl Activations {
         let kept = 16 * tokens * self.hidden + self.held(tokens, again);
         Taken {
             kept,
-            block: 4 * tokens * self.made_floats() + 3 * self.attention(rows),
+            block: self.backward(tokens, rows),
             head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
         }
     }
@@ -122,9 +122,19 @@ impl Activations {
         let tokens = tokens(rows) as u64;
         Taken {
             kept: 8 * tokens * self.hidden,
-            block: 4 * tokens * self.forward_floats() + 2 * self.attention(rows),
+            block: 4 * tokens * self.forward_floats() + self.attention(rows),
             head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
         }
+    }
+
+    /// What the backward of a block makes: its feed-forward, and after that its attention.
+    fn backward(&self, tokens: u64, rows: &[&Row]) -> u64 {
+        let (c, q, kv, f) = (self.hidden, self.q, self.kv, self.wide);
+        // What goes down and its gradient; then the gradients of what it is made of. Beside them the stream.
+        let feed_forward = if self.decoder { 3 * f + 4 * c } else { 2 * f + 3 * c };
+        // Gradients of queries, keys and values, their copies by head, and the stream; probabilities and their gradient.
+        let attention = 4 * c + 5 * q + 5 * kv;
+        4 * (tokens * feed_forward).max(tokens * attention + 2 * self.attention(rows) / 4)
     }
 
     /// Bytes of the probabilities of the largest group: neighbours of equal length are one.
@@ -133,9 +143,9 @@ impl Activations {
         same.map(|g| 4 * self.heads * g.iter().map(|r| (r.ids.len() as u64).pow(2)).sum::<u64>()).max().unwrap_or(0)
     }
 
-    /// Logits and their gradient, a chunk at a time, and the hidden states of what is learned.
+    /// Logits, which become their gradient, a chunk at a time, and the hidden states of what is learned.
     fn head(&self, learned: u64) -> u64 {
-        4 * (2 * learned.min(CHUNK as u64) * self.vocab + 3 * learned * self.hidden)
+        4 * (learned.min(CHUNK as u64) * self.vocab + 3 * learned * self.hidden)
     }
 
     /// As many blocks as it makes sense to compute again.

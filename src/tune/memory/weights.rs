@@ -19,6 +19,8 @@ pub struct Weights {
     pub projections: u64,
     /// What those that are read take in memory: four bytes each, or their blocks.
     pub bytes: u64,
+    /// What reading the largest of them takes besides, for a moment.
+    pub loading: u64,
 }
 
 impl Weights {
@@ -49,11 +51,12 @@ impl Weights {
             out.trained += n;
             out.largest = out.largest.max(n);
         };
-        let (mut read, mut projections, mut bytes) = (0, 0, 0);
+        let (mut read, mut projections, mut bytes, mut loading) = (0, 0, 0, 0);
         for (name, shape) in tensors.iter().filter(|(name, _)| used(name)) {
             let n: u64 = shape.iter().map(|d| *d as u64).product();
             read += n;
             bytes += checkpoint.resident_bytes(name, shape);
+            loading = checkpoint.loading_bytes(name, shape).max(loading);
             if shape.len() == 2 && in_a_layer(name) {
                 projections += n;
             }
@@ -103,7 +106,7 @@ impl Weights {
             read += n;
             bytes += 4 * n;
         }
-        (out.read, out.projections, out.bytes) = (read, projections, bytes);
+        (out.read, out.projections, out.bytes, out.loading) = (read, projections, bytes, loading);
         out
     }
 
