@@ -89,15 +89,16 @@ impl Compute {
             watch.add(linear, &self.acts);
         }
         let w = linear.matrix(model);
-        self.acts.prepare(Form::of(w.ty));
+        let (pool, turn) = (&self.pool, self.kernels.turn(w.ty, self.acts.n));
+        self.acts.prepare_with(Form::of(w.ty), turn, &|rows, f| pool.run_chunks(rows, 1, &|t, row| f(t, &mut row[0])));
         let (n, rows, cols) = (self.acts.n, w.rows, w.cols);
         y.resize(n * rows, 0.0);
         let per_task = rows.div_ceil(4 * self.pool.threads()).clamp(1, MOST_ROWS);
         let (kernels, acts) = (self.kernels, &self.acts);
         let task = |i: usize, out: &mut [f32]| {
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(cols.max(scratch.len()), 0.0);
-                kernels.rows(&w, i * per_task, acts, out, &mut scratch[..cols]);
+                scratch.resize(Kernels::scratch(cols).max(scratch.len()), 0.0);
+                kernels.rows(&w, i * per_task, acts, out, scratch);
             });
         };
         if n == 1 {
