@@ -177,21 +177,21 @@ impl Kernels {
     }
 
     /// See [`attention::attend`].
-    pub fn attend(&self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+    pub fn attend(&self, q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         match self.level {
             Level::Avx512 => {
                 if let Some(cpu) = avx512::Avx512::detect() {
-                    return cpu.attend(q, seen, scores, row, out);
+                    return cpu.attend(q, seen, scratch, out);
                 }
             }
             Level::Avx2 => {
                 if let Some(cpu) = avx2::Avx2::detect() {
-                    return cpu.attend(q, seen, scores, row, out);
+                    return cpu.attend(q, seen, scratch, out);
                 }
             }
             Level::Scalar => {}
         }
-        attention::attend(q, seen, scores, row, out);
+        attention::attend(q, seen, scratch, out);
     }
 }

@@ -48,9 +48,9 @@ impl Avx512 {
     }
 
     /// See [`super::Kernels::attend`].
-    pub fn attend(self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+    pub fn attend(self, q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         // SAFETY: as above.
-        unsafe { attend(q, seen, scores, row, out) }
+        unsafe { attend(q, seen, scratch, out) }
     }
 }
 
@@ -106,8 +106,8 @@ fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-fn attend(q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
-    attention::attend(q, seen, scores, row, out);
+fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
+    attention::attend(q, seen, scratch, out);
 }
 
 #[inline]

@@ -57,6 +57,9 @@ struct Buffers {
     wide: Vec<f32>,     // (T, F)
 }
 
+/// Tokens that meet a block of keys together, at most.
+const TOKENS: usize = 16;
+
 /// llama.cpp's `pooling_type`.
 const POOLING_MEAN: u32 = 1;
 const POOLING_CLS: u32 = 2;
@@ -151,13 +154,16 @@ impl Bert {
             b.attended.resize(n * c, 0.0);
             let (kernels, d, q) = (compute.kernels, h.head_dim, &b.q);
             let (keys, values) = (KvRows::F32(&b.k), KvRows::F32(&b.v));
-            compute.pool.run_chunks(&mut b.attended, c, &|t, out| {
-                let (mut scores, mut row) = (vec![0.0; n], vec![0.0; d]);
-                for (kv_head, out) in out.chunks_mut(d).enumerate() {
-                    let q = &q[t * c + kv_head * d..][..d];
+            let tokens = n.div_ceil(compute.pool.threads()).min(TOKENS);
+            let spans = [(0, n); TOKENS];
+            compute.pool.run_chunks(&mut b.attended, tokens * c, &|i, out| {
+                let (q, spans) = (&q[i * tokens * c..][..out.len()], &spans[..out.len() / c]);
+                let mut scratch = Vec::new();
+                for kv_head in 0..h.n_heads {
                     let scale = h.attention_scale;
-                    let seen = Seen { keys, values, span: (0, n), kv_head, width: c, scale };
-                    kernels.attend(q, &seen, &mut scores, &mut row, out);
+                    let seen = Seen { keys, values, spans, kv_head, group: 1, d, stride: c, width: c, scale };
+                    scratch.resize(seen.scratch(), 0.0);
+                    kernels.attend(&q[kv_head * d..], &seen, &mut scratch, &mut out[kv_head * d..]);
                 }
             });
             compute.set(&b.attended, c);

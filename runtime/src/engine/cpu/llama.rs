@@ -15,9 +15,14 @@ use crate::model::{Arch, Hparams, Model, Task};
 use std::cell::RefCell;
 
 thread_local! {
-    /// Scores, and one key or value, of one attention task.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// Scores, and some keys or values, of one attention task.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Tokens that meet a block of keys together, at most.
+const TOKENS: usize = 16;
+/// Floats of their scores, at most, while they are several: 1 MiB.
+const SCORES: usize = 1 << 18;
 
 /// Where the weights are, and buffers of one pass.
 pub struct Llama {
@@ -252,21 +257,29 @@ fn ropes(find: &Finder, h: &Hparams) -> Vec<Rope> {
 /// Causal attention of a run's tokens, already written to the cache, over their sequence.
 fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: usize, q: &[f32], out: &mut [f32]) {
     let (d, group, window) = (h.head_dim, h.n_heads / h.n_kv_heads, h.window(layer));
-    let n = q.len() / (h.n_heads * d);
-    let before = cache.len(seq);
+    let stride = h.n_heads * d;
+    let (n, before) = (q.len() / stride, cache.len(seq));
     let (keys, values) = cache.rows(seq, layer, before + n);
     let kernels = compute.kernels;
-    compute.pool.run_chunks(out, group * d, &|i, out| {
-        let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
-        let to = before + t + 1;
-        let from = window.map_or(0, |w| to.saturating_sub(w));
-        let seen = Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
-        let q = &q[i * group * d..][..group * d];
-        SCRATCH.with_borrow_mut(|(scores, row)| {
-            scores.resize(scores.len().max(group * (to - from)), 0.0);
-            row.resize(d, 0.0);
-            kernels.attend(q, &seen, &mut scores[..group * (to - from)], row, out);
+    let spans: Vec<(usize, usize)> =
+        (before + 1..=before + n).map(|to| (window.map_or(0, |w| to.saturating_sub(w)), to)).collect();
+    let part = |spans: &[(usize, usize)], kv_head: usize, q: &[f32], out: &mut [f32]| {
+        let (width, scale) = (h.n_kv_heads * d, h.attention_scale);
+        let seen = Seen { keys, values, spans, kv_head, group, d, stride, width, scale };
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(scratch.len().max(seen.scratch()), 0.0);
+            kernels.attend(q, &seen, scratch, out);
         });
+    };
+    // One token is spread by heads, many by tokens; as many together as their scores leave room for.
+    if n == 1 {
+        compute.pool.run_chunks(out, group * d, &|i, out| part(&spans, i, &q[i * group * d..], out));
+        return;
+    }
+    let tokens = n.div_ceil(compute.pool.threads()).min(TOKENS).min(SCORES / (group * (before + n))).max(1);
+    compute.pool.run_chunks(out, tokens * stride, &|i, out| {
+        let (q, spans) = (&q[i * tokens * stride..], &spans[i * tokens..][..out.len() / stride]);
+        (0..h.n_kv_heads).for_each(|k| part(spans, k, &q[k * group * d..], &mut out[k * group * d..]));
     });
 }
 
