@@ -185,8 +185,8 @@ pub(super) fn less<const MORE: u32>(all: __m128i, sums: &[i16; 4]) -> __m128i {
     if MORE == 0 { all } else { _mm_sub_epi32(all, _mm_sll_epi32(widen(sums), _mm_cvtsi32_si128(MORE as i32))) }
 }
 
-/// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`. Blocks of 32 codes go four at a time;
-/// `$sums::<$more>` makes their integers. Several weight rows have sums that do not wait for each other.
+/// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`, as far as `out` goes. Blocks of 32 codes go
+/// four at a time; `$sums::<$more>` makes their integers. Several weight rows have sums that do not wait for each other.
 macro_rules! dot_of_blocks {
     ($features:literal, $name:ident, $block:ty, $codes:expr, $sums:ident, $more:literal $(, $min:ident)?) => {
         #[inline]
@@ -195,7 +195,7 @@ macro_rules! dot_of_blocks {
             let (mut fours, mut lasts) = ([&[][..]; R], [[<$block as bytemuck::Zeroable>::zeroed(); 4]; R]);
             let mut some_last = false;
             for r in 0..R {
-                let blocks: &[$block] = bytemuck::cast_slice(w.row(row + r));
+                let blocks: &[$block] = bytemuck::cast_slice(w.row((row + r).min(w.rows - 1)));
                 let (four, rest) = blocks.as_chunks::<4>();
                 fours[r] = four;
                 // What is missing of the last four is zero, there as in the activations.
@@ -238,23 +238,33 @@ macro_rules! dot_of_blocks {
                 }
             }
             for r in 0..R {
-                (0..T).for_each(|t| out[r + t] = scalar::tree(avx2::strands_of(strands[r][t])));
+                for t in 0..T {
+                    if let Some(out) = out.get_mut(r + t) {
+                        *out = scalar::tree(avx2::strands_of(strands[r][t]));
+                    }
+                }
             }
         }
     };
 }
 pub(super) use dot_of_blocks;
 
-/// Calls `$dot` for all rows: one row of activations meets four weight rows at a time, several meet one.
+/// Calls `$dot` for all rows of weights, four at a time, and the one row of activations.
+macro_rules! fours {
+    ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {
+        (0..$out.len()).step_by(4).for_each(|r| $dot::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
+    };
+}
+pub(super) use fours;
+
+/// The same of any number of rows of activations, of which several meet one row of weights at a time.
 macro_rules! grid {
     ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {{
         let n = $acts.n;
         if n == 1 {
-            let whole = $out.len() / 4 * 4;
-            (0..whole).step_by(4).for_each(|r| $dot::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]));
-            (whole..$out.len()).for_each(|r| $dot::<1, 1>($w, $first + r, $acts, 0, &mut $out[r..]));
+            return fours!($dot, $w, $first, $acts, $out);
         }
-        for from in (0..n).step_by(TILE).filter(|_| n > 1) {
+        for from in (0..n).step_by(TILE) {
             for (r, out) in $out.chunks_mut(n).enumerate() {
                 if from + TILE <= n {
                     $dot::<1, TILE>($w, $first + r, $acts, from, &mut out[from..]);
@@ -265,7 +275,7 @@ macro_rules! grid {
         }
     }};
 }
-pub(super) use grid;
+use grid;
 
 /// What memory takes time to bring: 4 KiB at 20 GB/s are 200 ns.
 const AHEAD: usize = 4096;

@@ -1,5 +1,5 @@
-//! The kernels in AVX-512 with VNNI. A few rows of activations meet weight rows one by one: blocks of 32 here, blocks of 256
-//! with the functions of [`super::avx2`], whose products of bytes no instruction of this level makes shorter. Many rows meet
+//! The kernels in AVX-512 with VNNI. One row of activations meets the weight rows as they are: blocks of 32 here, blocks of 256
+//! with the functions of [`super::avx2`], whose products of bytes no instruction of this level makes shorter. Several rows meet
 //! [`panels`] of eight weight rows. Types without a function run the loops of [`super::scalar`], compiled for this level.
 
 mod panels;
@@ -55,7 +55,7 @@ impl Avx512 {
 }
 
 /// Rows of activations that are worth a panel.
-const MANY: usize = 8;
+const MANY: usize = 2;
 
 /// How activations must be turned for panels, where they are used.
 fn turn(ty: GgmlType, n: usize) -> Turn {
@@ -86,14 +86,14 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
         return panels::rows(w, first, acts, out, scratch);
     }
     match w.ty {
-        GgmlType::Q8_0 => avx2::grid!(dot_q8_0, w, first, acts, out),
-        GgmlType::Q4_0 => avx2::grid!(dot_q4_0, w, first, acts, out),
-        GgmlType::Q4_1 => avx2::grid!(dot_q4_1, w, first, acts, out),
-        GgmlType::Q5_0 => avx2::grid!(dot_q5_0, w, first, acts, out),
-        GgmlType::Q5_1 => avx2::grid!(dot_q5_1, w, first, acts, out),
-        GgmlType::Q4_K => tiles!(dot_q4_k),
-        GgmlType::Q5_K => tiles!(dot_q5_k),
-        GgmlType::Q6_K => tiles!(dot_q6_k),
+        GgmlType::Q8_0 => avx2::fours!(dot_q8_0, w, first, acts, out),
+        GgmlType::Q4_0 => avx2::fours!(dot_q4_0, w, first, acts, out),
+        GgmlType::Q4_1 => avx2::fours!(dot_q4_1, w, first, acts, out),
+        GgmlType::Q5_0 => avx2::fours!(dot_q5_0, w, first, acts, out),
+        GgmlType::Q5_1 => avx2::fours!(dot_q5_1, w, first, acts, out),
+        GgmlType::Q4_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q4_k::<1>(row, acts, t, out)),
+        GgmlType::Q5_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q5_k::<1>(row, acts, t, out)),
+        GgmlType::Q6_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q6_k::<1>(row, acts, t, out)),
         GgmlType::F16 => tiles!(dot_f16),
         GgmlType::F32 => tiles!(dot_f32_row),
         _ => scalar::rows(w, first, acts, out, scratch),

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Weight rows that one task takes, at most: enough to be worth a turn, few enough to spread.
 const MOST_ROWS: usize = 64;
 
+/// Floats of a line of the cache.
+const SIDE: usize = 16;
+
 thread_local! {
     /// Where a kernel decodes a row of weights.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -107,9 +110,11 @@ impl Compute {
             self.turned.resize(n * rows, 0.0);
             self.pool.run_chunks(&mut self.turned, per_task * n, &task);
             let turned = &self.turned;
-            self.pool.run_chunks(y, rows, &|t, y| {
-                for (r, y) in y.iter_mut().enumerate() {
-                    *y = turned[r * n + t];
+            // As many at a time as lie side by side in a line of the cache.
+            self.pool.run_chunks(y, SIDE * rows, &|i, y| {
+                for (r, products) in turned.chunks_exact(n).enumerate() {
+                    let products = &products[i * SIDE..][..y.len() / rows];
+                    products.iter().enumerate().for_each(|(t, product)| y[t * rows + r] = *product);
                 }
             });
         }

@@ -9,8 +9,9 @@ use crate::format::GgmlType;
 use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 use crate::kernels::Matrix;
 use crate::kernels::acts::{Acts, Codes};
-use crate::kernels::avx2::{codes_q4_0, codes_q4_1, codes_q5_0, codes_q5_1, codes_q8_0};
-use crate::kernels::avx2::{codes_q4_k, codes_q5_k, codes_q6_k};
+use crate::kernels::avx2::{
+    codes_q4_0, codes_q4_1, codes_q4_k, codes_q5_0, codes_q5_1, codes_q5_k, codes_q6_k, codes_q8_0, quad,
+};
 use crate::kernels::scalar;
 
 /// Weight rows of a panel: two registers of four.
@@ -48,7 +49,8 @@ macro_rules! tiles {
     ($acts:ident, $codes:expr, $out:ident, |$x:ident| $body:expr) => {
         let mut from = 0;
         while from + TILE <= $acts.n {
-            let $x: [&Codes; TILE] = std::array::from_fn(|t| &$codes[from + t]);
+            let four = &$codes[from..from + TILE];
+            let $x: [&Codes; TILE] = [&four[0], &four[1], &four[2], &four[3]];
             store($body, $acts.n, from, $out);
             from += TILE;
         }
@@ -64,8 +66,9 @@ macro_rules! tiles {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store<const T: usize>(sums: [[__m512; T]; 2], n: usize, from: usize, out: &mut [f32]) {
-    for (half, sums) in sums.into_iter().enumerate() {
-        for (t, strands) in sums.into_iter().enumerate() {
+    for half in 0..2 {
+        for t in 0..T {
+            let strands = sums[half][t];
             let two = _mm512_add_ps(strands, _mm512_permute_ps::<0b01_00_11_10>(strands));
             let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
             let mut lanes = [0.0; 16];
@@ -135,25 +138,39 @@ fn turn([a, b, c, d]: [__m256i; 4], lines: &mut [Line], r: usize) {
 trait Block32: bytemuck::AnyBitPattern + scalar::Block32 {
     /// Codes plus 128.
     fn unsigned(&self) -> __m256i;
+    /// Scales of four.
+    fn scales_of(four: &[Self; 4]) -> __m128;
+    /// Values of code 0 of four, where [`scalar::Block32::MIN`] says so.
+    fn mins_of(four: &[Self; 4]) -> __m128;
 }
 
 macro_rules! unsigned {
-    ($($block:ty, $codes:ident + $more:literal;)*) => { $(
+    ($($block:ty, $codes:ident + $more:literal, $min:ident;)*) => { $(
         impl Block32 for $block {
             #[inline(always)]
             fn unsigned(&self) -> __m256i {
                 // SAFETY: only `blocks` calls it, which is compiled for AVX-512.
                 unsafe { _mm256_add_epi8($codes(self), _mm256_set1_epi8($more as i8)) }
             }
+            #[inline(always)]
+            fn scales_of([a, b, c, d]: &[Self; 4]) -> __m128 {
+                // SAFETY: as above.
+                unsafe { quad([a.d, b.d, c.d, d.d]) }
+            }
+            #[inline(always)]
+            fn mins_of([a, b, c, d]: &[Self; 4]) -> __m128 {
+                // SAFETY: as above.
+                unsafe { quad([a.$min, b.$min, c.$min, d.$min]) }
+            }
         }
     )* };
 }
 unsigned! {
-    BlockQ8_0, codes_q8_0 + 128u8;
-    BlockQ4_0, codes_q4_0 + 120u8;
-    BlockQ4_1, codes_q4_1 + 128u8;
-    BlockQ5_0, codes_q5_0 + 112u8;
-    BlockQ5_1, codes_q5_1 + 128u8;
+    BlockQ8_0, codes_q8_0 + 128u8, d;
+    BlockQ4_0, codes_q4_0 + 120u8, d;
+    BlockQ4_1, codes_q4_1 + 128u8, m;
+    BlockQ5_0, codes_q5_0 + 112u8, d;
+    BlockQ5_1, codes_q5_1 + 128u8, m;
 }
 
 /// Lines of four blocks of eight rows: codes plus 128, scales, and mins where there are some.
@@ -165,22 +182,24 @@ const fn lines_of<B: Block32>() -> usize {
 fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &mut [Line]) {
     let lines = lines_of::<B>();
     let panel = &mut panel[..(acts.cols / 32).div_ceil(4) * lines];
-    panel.as_flattened_mut().fill(0.0);
+    if rows[ROWS - 1].is_none() {
+        panel.as_flattened_mut().fill(0.0);
+    }
     for (r, row) in rows.into_iter().enumerate() {
         let Some(row) = row else { break };
         let (half, r) = (r / 4, r % 4);
         let row: &[B] = bytemuck::cast_slice(row);
-        for (four, lines) in row.chunks(4).zip(panel.chunks_mut(lines)) {
-            let mut codes = [_mm256_setzero_si256(); 4];
-            for (j, block) in four.iter().enumerate() {
-                codes[j] = block.unsigned();
-                let (d, m) = block.scales();
-                quarter(&mut lines[16 + half], r)[j] = d;
-                if B::MIN {
-                    quarter(&mut lines[18 + half], r)[j] = m;
-                }
+        let (fours, rest) = row.as_chunks::<4>();
+        // What is missing of the last four is zero, there as in the activations.
+        let mut last = [B::zeroed(); 4];
+        last.iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
+        for (four, lines) in fours.iter().chain((!rest.is_empty()).then_some(&last)).zip(panel.chunks_mut(lines)) {
+            let [a, b, c, d] = four;
+            turn([a.unsigned(), b.unsigned(), c.unsigned(), d.unsigned()], &mut lines[8 * half..], r);
+            put(&mut lines[16 + half], r, _mm_castps_si128(B::scales_of(four)));
+            if B::MIN {
+                put(&mut lines[18 + half], r, _mm_castps_si128(B::mins_of(four)));
             }
-            turn(codes, &mut lines[8 * half..], r);
         }
     }
     let panel = &*panel;
@@ -190,10 +209,14 @@ fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32],
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn multiply_blocks<B: Block32, const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512; T]; 2] {
-    let steps = x.map(|x| x.turned[0].qs.as_chunks::<8>().0);
+    let mut steps = [&[][..]; T];
+    (0..T).for_each(|t| steps[t] = x[t].turned[0].qs.as_chunks::<8>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; 2];
     for (i, lines) in panel.chunks_exact(lines_of::<B>()).enumerate() {
-        let minus128: [__m512i; T] = std::array::from_fn(|t| four_times(&x[t].turned[0].minus128[i]));
+        let mut minus128 = [_mm512_setzero_si512(); T];
+        for t in 0..T {
+            minus128[t] = four_times(&x[t].turned[0].minus128[i]);
+        }
         let mut whole = [minus128; 2];
         for step in 0..8 {
             let w = [codes_of(&lines[step]), codes_of(&lines[8 + step])];
@@ -256,7 +279,9 @@ const SHARES: usize = 42;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn shares<B: Block256>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &mut [Line]) {
     let panel = &mut panel[..acts.cols / 256 * SHARES];
-    panel.as_flattened_mut().fill(0.0);
+    if rows[ROWS - 1].is_none() {
+        panel.as_flattened_mut().fill(0.0);
+    }
     for (r, row) in rows.into_iter().enumerate() {
         let Some(row) = row else { break };
         let (half, r) = (r / 4, r % 4);
@@ -283,7 +308,8 @@ fn shares<B: Block256>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn multiply_shares<const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512; T]; 2] {
-    let steps = x.map(|x| x.turned[0].qs.as_chunks::<16>().0);
+    let mut steps = [&[][..]; T];
+    (0..T).for_each(|t| steps[t] = x[t].turned[0].qs.as_chunks::<16>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; 2];
     for (b, lines) in panel.chunks_exact(SHARES).enumerate() {
         // Integers below 63 * 32 * 31 * 127 * 2 < 2^24: floats hold them, and their fused sum, exactly.
@@ -326,7 +352,9 @@ const SIXTEENS: usize = 42;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn sixteens(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &mut [Line]) {
     let panel = &mut panel[..acts.cols / 256 * SIXTEENS];
-    panel.as_flattened_mut().fill(0.0);
+    if rows[ROWS - 1].is_none() {
+        panel.as_flattened_mut().fill(0.0);
+    }
     for (r, row) in rows.into_iter().enumerate() {
         let Some(row) = row else { break };
         let (half, r) = (r / 4, r % 4);
@@ -359,13 +387,17 @@ fn sixteens(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &m
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn multiply_sixteens<const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512; T]; 2] {
-    let steps = x.map(|x| x.turned[1].qs.as_chunks::<16>().0);
+    let mut steps = [&[][..]; T];
+    (0..T).for_each(|t| steps[t] = x[t].turned[1].qs.as_chunks::<16>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; 2];
     for (b, lines) in panel.chunks_exact(SIXTEENS).enumerate() {
         let mut scaled = [[_mm512_setzero_si512(); T]; 2];
         for q in 0..4 {
-            let minus128: [__m512i; T] = std::array::from_fn(|t| four_times(&x[t].turned[1].minus128[4 * b + q]));
-            let mut whole = [minus128; 2];
+            let mut whole = [[_mm512_setzero_si512(); T]; 2];
+            for t in 0..T {
+                let minus128 = four_times(&x[t].turned[1].minus128[4 * b + q]);
+                (whole[0][t], whole[1][t]) = (minus128, minus128);
+            }
             for step in 4 * q..4 * q + 4 {
                 let w = [codes_of(&lines[step]), codes_of(&lines[16 + step])];
                 for t in 0..T {
