@@ -104,7 +104,10 @@ impl Llama {
         let (c, d) = (h.hidden, h.head_dim);
         let (q_dim, kv_dim) = (h.n_heads * d, h.n_kv_heads * d);
         let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens.iter().copied()).collect();
-        let positions = || runs.iter().flat_map(|r| (0..r.tokens.len()).map(|i| cache.len(r.seq) + i));
+        // Sequence and position of every token.
+        let places: Vec<(usize, usize)> =
+            runs.iter().flat_map(|r| (0..r.tokens.len()).map(|i| (r.seq, cache.len(r.seq) + i))).collect();
+        let positions = || places.iter().map(|(_, p)| *p);
         let table = model.matrix(self.embedding);
         b.x.resize(tokens.len() * c, 0.0);
         for (x, id) in b.x.chunks_mut(c).zip(&tokens) {
@@ -142,10 +145,9 @@ impl Llama {
             for run in runs {
                 let n = run.tokens.len();
                 cache.write(run.seq, layer, &b.k[at * kv_dim..][..n * kv_dim], &b.v[at * kv_dim..][..n * kv_dim]);
-                let (q, attended) = (&b.q[at * q_dim..][..n * q_dim], &mut b.attended[at * q_dim..][..n * q_dim]);
-                attend(h, compute, cache, run.seq, layer, q, attended);
                 at += n;
             }
+            attend(h, compute, cache, &places, layer, &b.q, &mut b.attended);
             compute.set(&b.attended, q_dim);
             compute.mul(model, &block.output, &mut b.y);
             add_normed(&mut b.x, &b.y, block.post_attn_norm.as_ref(), h.norm_eps, &mut b.normed);
@@ -249,16 +251,22 @@ fn ropes(find: &Finder, h: &Hparams) -> Vec<Rope> {
     ropes
 }
 
-/// Causal attention of a run's tokens, already written to the cache, over their sequence.
-fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: usize, q: &[f32], out: &mut [f32]) {
+/// Causal attention of all tokens, already written to the cache, each over its own sequence.
+fn attend(
+    h: &Hparams,
+    compute: &Compute,
+    cache: &KvCache,
+    places: &[(usize, usize)],
+    layer: usize,
+    q: &[f32],
+    out: &mut [f32],
+) {
     let (d, group, window) = (h.head_dim, h.n_heads / h.n_kv_heads, h.window(layer));
-    let n = q.len() / (h.n_heads * d);
-    let before = cache.len(seq);
-    let (keys, values) = cache.rows(seq, layer, before + n);
     let kernels = compute.kernels;
     compute.pool.run_chunks(out, group * d, &|i, out| {
-        let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
-        let to = before + t + 1;
+        let ((seq, position), kv_head) = (places[i / h.n_kv_heads], i % h.n_kv_heads);
+        let to = position + 1;
+        let (keys, values) = cache.rows(seq, layer, to);
         let from = window.map_or(0, |w| to.saturating_sub(w));
         let seen = Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
         let q = &q[i * group * d..][..group * d];
