@@ -276,7 +276,7 @@ impl Session {
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let mut one = Progress::new(self.tokenizer.clone(), self.capacity(), prompt, options)?;
-        if one.is_empty() {
+        if one.wants_nothing() {
             return Ok(one.finish());
         }
         one.cached(self.keep_common(prompt));

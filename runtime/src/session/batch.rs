@@ -29,7 +29,7 @@ impl Live {
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Live(sequence {}, {} tokens read, {} to read)", self.seq, self.progress.len(), self.progress.unread())
+        write!(f, "Live(sequence {}, {} tokens read, {} to read)", self.seq, self.progress.held(), self.progress.unread())
     }
 }
 
@@ -59,7 +59,7 @@ impl Session {
     pub fn begin(&mut self, owner: u64, prompt: &[u32], options: &GenerateOptions) -> Result<Option<Live>> {
         self.may_generate(prompt)?;
         let mut progress = Progress::new(self.tokenizer.clone(), self.capacity(), prompt, options)?;
-        if progress.is_empty() {
+        if progress.wants_nothing() {
             return Err(Error::new(Kind::Input, "max_tokens", "0; the least is 1"));
         }
         let Some((seq, emptied)) = self.slots.hold(owner, prompt) else { return Ok(None) };
@@ -88,7 +88,7 @@ impl Session {
     /// Ends a generation, however far it is: its sequence is free at once. What it read stays in the cache for a prompt that
     /// begins like it, unless its step failed.
     pub fn end(&mut self, live: Live) -> Generation {
-        let read = if live.failed { 0 } else { live.progress.len() };
+        let read = if live.failed { 0 } else { live.progress.held() };
         self.keep(live.seq, read);
         self.slots.free(live.seq);
         live.progress.finish()

@@ -65,7 +65,7 @@ impl Progress {
     }
 
     /// Whether no token is asked for.
-    pub fn is_empty(&self) -> bool {
+    pub fn wants_nothing(&self) -> bool {
         self.max_tokens == 0
     }
 
@@ -76,7 +76,7 @@ impl Progress {
     }
 
     /// Tokens that the cache holds.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.read
     }
 
@@ -171,11 +171,5 @@ impl Progress {
         let n = out.timings.itl_ms.len();
         out.timings.decode_tokens_per_s = (n > 0 && self.decode_ms > 0.0).then(|| n as f64 / self.decode_ms * 1e3);
         out
-    }
-
-    /// Broken off between two steps.
-    pub fn cancelled(mut self) -> Generation {
-        self.out.finish_reason = FinishReason::Cancelled;
-        self.finish()
     }
 }
