@@ -23,8 +23,8 @@ mod accept;
 mod ask;
 mod guard;
 mod handlers;
-mod metrics;
 pub mod memory;
+mod metrics;
 mod openapi;
 mod page;
 mod queue;
@@ -47,6 +47,7 @@ use accept::{Activity, Door};
 pub use guard::Access;
 use guard::Keys;
 use metrics::Metrics;
+use queue::Queue;
 use std::future::IntoFuture;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
@@ -55,7 +56,6 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
-use queue::Queue;
 
 /// Threads that speak HTTP, and threads that tokenize; few, since the engine wants the cores.
 const HTTP_THREADS: usize = 1;

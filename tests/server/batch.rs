@@ -291,7 +291,8 @@ fn answers_to_one_prompt_share_its_reading() {
     let body = json!({"prompt": prompt, "max_tokens": 12, "temperature": 1.2, "seed": 4, "n": 3, "logprobs": 1,
         "logit_bias": {"1": -100, "0": -100}});
     let reply = post(&server, "/v1/completions", body.clone()).json();
-    let read = |steps: &Steps| steps.lock().unwrap().iter().flatten().map(|(_, n)| n).filter(|n| **n > 1).sum::<usize>();
+    let read =
+        |steps: &Steps| steps.lock().unwrap().iter().flatten().map(|(_, n)| n).filter(|n| **n > 1).sum::<usize>();
     assert_eq!(read(&steps), 40, "the prompt is read once: {steps:?}");
     assert!(steps.lock().unwrap().iter().any(|runs| runs.len() == 3), "three side by side");
     assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
@@ -346,7 +347,8 @@ fn what_takes_too_long_is_told_so_and_frees_its_slot() {
 fn a_short_list_of_texts_does_not_wait_for_a_long_one_and_labels_are_the_same() {
     let labeller = gguf(&Tiny::classifier(&["good", "bad"]).calm(), Mix::Q8_0);
     let (server, steps, go) = start_watched(config(), labeller.clone(), true, None);
-    let texts: Vec<String> = (0..40).map(|i| format!("{} the lamp of the house", "what is red ".repeat(i % 4))).collect();
+    let texts: Vec<String> =
+        (0..40).map(|i| format!("{} the lamp of the house", "what is red ".repeat(i % 4))).collect();
     let long = send(&server, "/v1/classify", &json!({"input": texts}));
     soon("the first step", || steps.lock().unwrap().len() == 1);
     let short = send(&server, "/v1/classify", &json!({"input": "the lamp"}));
@@ -380,7 +382,10 @@ fn spans_are_found_window_by_window_beside_other_questions() {
     for (socket, body) in sockets.into_iter().zip([&long, &short, &long]) {
         let want = session.answer(body["question"].as_str().unwrap(), body["context"].as_str().unwrap()).unwrap();
         let reply = finish(socket).json();
-        assert_eq!((&reply["answer"], &reply["start"], &reply["score"]), (&json!(want.answer), &json!(want.start), &json!(want.score)));
+        assert_eq!(
+            (&reply["answer"], &reply["start"], &reply["score"]),
+            (&json!(want.answer), &json!(want.start), &json!(want.score))
+        );
     }
     assert!(steps.lock().unwrap().len() > 2, "a window each");
 }

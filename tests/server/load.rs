@@ -28,7 +28,8 @@ fn a_bench_of_servers_counts_what_they_answered_and_compares_two() {
         assert!(row["ttft_ms"]["p50"].as_f64() <= row["ttft_ms"]["p90"].as_f64(), "{row}");
     }
     assert_eq!(json["ratios"].as_array().unwrap().len(), 2);
-    let share = |i: usize| rows[2 * i]["tokens_per_s"].as_f64().unwrap() / rows[2 * i + 1]["tokens_per_s"].as_f64().unwrap();
+    let share =
+        |i: usize| rows[2 * i]["tokens_per_s"].as_f64().unwrap() / rows[2 * i + 1]["tokens_per_s"].as_f64().unwrap();
     assert!((json["ratios"][1]["tokens_per_s"].as_f64().unwrap() - share(1)).abs() < 0.01, "{json}");
     // What the servers count is what was asked: 20 tokens a prompt, within the words' rounding.
     let metric = |name: &str| {

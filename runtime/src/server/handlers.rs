@@ -2,11 +2,11 @@
 
 use super::accept::Busy;
 use super::ask::{self, Completion, Embeddings, Prompt};
+use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
 use super::sse::SseStream;
 use super::wire::{ApiError, ApiResult};
-use super::queue::{Event, Job, Refused, Work};
 use super::{Serving, Shared, openapi};
 use crate::chat::Message;
 use crate::model::Task;

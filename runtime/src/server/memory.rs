@@ -40,7 +40,8 @@ impl Plan {
     /// What to tell when there is memory for fewer answers than usual, and no number was asked for.
     pub fn fewer(&self, asked: Option<usize>) -> Option<String> {
         let n = self.parallel;
-        let line = format!("memory has room for {n} of {PARALLEL} answers side by side; --parallel asks for another number");
+        let line =
+            format!("memory has room for {n} of {PARALLEL} answers side by side; --parallel asks for another number");
         (asked.is_none() && n < PARALLEL).then_some(line)
     }
 

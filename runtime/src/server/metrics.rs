@@ -1,8 +1,8 @@
 //! What is counted while the server runs, in Prometheus' text format. Numbers are atomics of their own: a scrape never
 //! waits for the engine.
 
-use super::routes::ROUTES;
 use super::queue::Queue;
+use super::routes::ROUTES;
 use crate::session::Generation;
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -4,9 +4,9 @@
 //! worker sees it before its next token.
 
 use super::accept::Busy;
+use super::queue::Event;
 use super::reply::Chunks;
 use super::wire::ApiError;
-use super::queue::Event;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};

@@ -4,11 +4,11 @@
 use super::Shared;
 use super::ask::{self, Completion, Prompt, inputs_within};
 use super::handlers::{Answered, Owner, answer_one, collect, generation, ids_of, prompts, read, serving, submit};
+use super::queue::{Event, Work};
 use super::reply;
 use super::routes::App;
 use super::schema::INFER;
 use super::wire::{ApiError, ApiResult, Fields, wrong};
-use super::queue::{Event, Work};
 use crate::model::Task;
 use crate::session::{Answer, Generation, LabelScore};
 use axum::body::Body;

@@ -29,7 +29,13 @@ impl Live {
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Live(sequence {}, {} tokens read, {} to read)", self.seq, self.progress.held(), self.progress.unread())
+        write!(
+            f,
+            "Live(sequence {}, {} tokens read, {} to read)",
+            self.seq,
+            self.progress.held(),
+            self.progress.unread()
+        )
     }
 }
 
@@ -181,12 +187,7 @@ fn shares(unread: impl Iterator<Item = usize>, most: usize) -> Vec<usize> {
 
 /// Runs all in one step, and gives where each one's rows are in `out`. When that fails, each is run by itself from where it
 /// was, so that what is wrong with one is its own.
-fn forward_each(
-    engine: &mut dyn Engine,
-    task: Task,
-    runs: &[Run],
-    out: &mut Vec<f32>,
-) -> Vec<Result<Range<usize>>> {
+fn forward_each(engine: &mut dyn Engine, task: Task, runs: &[Run], out: &mut Vec<f32>) -> Vec<Result<Range<usize>>> {
     out.clear();
     if runs.is_empty() {
         return Vec::new();

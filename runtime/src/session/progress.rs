@@ -150,11 +150,7 @@ impl Progress {
     }
 
     /// Gives the text that was held back.
-    fn end(
-        &mut self,
-        reason: FinishReason,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn end(&mut self, reason: FinishReason, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> ControlFlow<()> {
         self.out.finish_reason = reason;
         let mut rest = self.stop.push(&self.pieces.finish());
         rest.push_str(&self.stop.finish());

@@ -66,9 +66,8 @@ impl Slots {
     /// The sequence of `owner` that `prompt` begins like, or the idle one that was not used for longest.
     fn choose(&self, owner: u64, prompt: &[u32]) -> Option<usize> {
         // A beginning that all prompts share (a template's first words) is no reason to overwrite another chat.
-        let fits = |slot: &Slot| {
-            slot.owner == owner && 2 * slot.common(prompt) >= slot.tokens.len().min(prompt.len()).max(1)
-        };
+        let fits =
+            |slot: &Slot| slot.owner == owner && 2 * slot.common(prompt) >= slot.tokens.len().min(prompt.len()).max(1);
         let idle = || (0..self.all.len()).filter(|&i| !self.all[i].held);
         let best = idle().filter(|&i| fits(&self.all[i])).max_by_key(|&i| self.all[i].common(prompt));
         best.or_else(|| idle().min_by_key(|&i| (!self.all[i].tokens.is_empty(), self.all[i].used)))
