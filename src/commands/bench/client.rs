@@ -93,7 +93,8 @@ impl Place {
     pub fn complete(&self, body: &Value) -> anyhow::Result<Completed> {
         let start = Instant::now();
         let mut answer = self.send("POST", "/v1/completions", &body.to_string())?;
-        let mut done = Completed { start, tokens: Vec::new(), prompt_tokens: None, completion_tokens: None };
+        let mut done =
+            Completed { start, tokens: Vec::new(), ended: false, prompt_tokens: None, completion_tokens: None };
         loop {
             let line = line(&mut answer)?;
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
@@ -107,6 +108,7 @@ impl Place {
             if chunk["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
                 done.tokens.push(Instant::now());
             }
+            done.ended |= chunk["choices"][0]["finish_reason"].is_string();
             let usage = |name: &str| chunk["usage"][name].as_u64().map(|n| n as usize);
             done.prompt_tokens = usage("prompt_tokens").or(done.prompt_tokens);
             done.completion_tokens = usage("completion_tokens").or(done.completion_tokens);
@@ -115,12 +117,14 @@ impl Place {
     }
 }
 
-/// A completion that came whole.
+/// A completion.
 pub struct Completed {
     /// When it was asked for.
     pub start: Instant,
     /// When each piece of text came.
     pub tokens: Vec<Instant>,
+    /// Whether the server said why it ended.
+    pub ended: bool,
     /// As the server counts.
     pub prompt_tokens: Option<usize>,
     /// As the server counts; there may be fewer pieces of text.
