@@ -75,11 +75,11 @@ impl Session {
         let most = prompt.len() - 1; // the last token's row is wanted
         let (own, other) = self.slots.common(seq, owner, prompt);
         let mut common = own.min(most);
-        if let Some((from, n)) = other.map(|(from, n)| (from, n.min(most))).filter(|(_, n)| *n > common) {
-            if self.engine.copy(from, seq, n) {
-                common = n;
-                *self.slots.tokens_of(seq) = prompt[..n].to_vec();
-            }
+        if let Some((from, n)) = other.map(|(from, n)| (from, n.min(most))).filter(|(_, n)| *n > common)
+            && self.engine.copy(from, seq, n)
+        {
+            common = n;
+            *self.slots.tokens_of(seq) = prompt[..n].to_vec();
         }
         self.keep(seq, common);
         progress.cached(common);
