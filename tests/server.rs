@@ -2,6 +2,8 @@
 //! that nothing here depends on what a model says.
 
 mod api;
+mod batch;
+mod load;
 mod network;
 
 use edgeft::export;
