@@ -22,6 +22,9 @@ use edgeft_runtime::tokenizer::{FolderFiles, Specials, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// `edgeft.plan.search` of a file whose blocks were searched longer than llama.cpp does.
+pub const BEST: &str = "best";
+
 /// llama.cpp's `pooling_type` of the first token.
 const POOLING_CLS: u32 = 2;
 
@@ -136,20 +139,41 @@ pub fn to_file(
     let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
-    let mut keys = extra(opened, mix)?;
+    let mut keys = extra(opened, &plan)?;
     keys.extend(options.importance.as_ref().map(calibration).unwrap_or_default());
     edgeft_quantize::write_gguf_file(&merged, &files, &plan, &keys, out, force, progress)
         .with_context(|| cannot(opened))
 }
 
+/// Bytes of a file before its tensors' data.
+///
+/// # Errors
+/// As [`to_file`].
+pub fn header_bytes(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<u64> {
+    let merged = Exported::new(opened)?;
+    let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
+    let mut keys = extra(opened, &plan)?;
+    keys.extend(options.importance.as_ref().map(calibration).unwrap_or_default());
+    let keys = edgeft_quantize::gguf::metadata(&merged, &tokenizer_files(opened)?, &plan, &keys)?;
+    Ok(edgeft_quantize::gguf::header(&keys, &plan.tensors)?.len() as u64)
+}
+
 /// Writes a GGUF file into memory: how `run`, `serve` and `bench` take a folder or a RUN.
 pub fn to_memory(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<u8>> {
+    to_memory_with(opened, mix, &PlanOptions::default())
+}
+
+/// The same by a plan with options.
+///
+/// # Errors
+/// As [`to_file`].
+pub fn to_memory_with(opened: &Opened, mix: Mix, options: &PlanOptions) -> anyhow::Result<Vec<u8>> {
     let merged = Exported::new(opened)?;
-    let plan = plan(&merged, mix, &PlanOptions::default()).with_context(|| cannot(opened))?;
+    let plan = plan(&merged, mix, options).with_context(|| cannot(opened))?;
     let files = tokenizer_files(opened)?;
     prove(&merged, &files, &plan).with_context(|| cannot(opened))?;
     let mut bytes = Vec::new();
-    edgeft_quantize::write_gguf(&merged, &files, &plan, &extra(opened, mix)?, &mut bytes, &mut |_, _| ())
+    edgeft_quantize::write_gguf(&merged, &files, &plan, &extra(opened, &plan)?, &mut bytes, &mut |_, _| ())
         .with_context(|| cannot(opened))?;
     Ok(bytes)
 }
@@ -219,8 +243,8 @@ fn prove(merged: &Exported, files: &TokenizerFiles, plan: &Plan) -> anyhow::Resu
 
 /// Keys that a GGUF file of this model gets besides its shape's: provenance, and under a GGUF base its `tokenizer.*` keys, each
 /// as it was.
-fn extra(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<(String, Value)>> {
-    let mut keys = provenance(opened, mix)?;
+fn extra(opened: &Opened, plan: &Plan) -> anyhow::Result<Vec<(String, Value)>> {
+    let mut keys = provenance(opened, plan)?;
     if opened.task()? == Some(Task::Embed(Pooling::Cls)) {
         keys.push(("bert.pooling_type".into(), Value::U32(POOLING_CLS)));
     }
@@ -240,9 +264,12 @@ fn calibration(matrix: &Importance) -> Vec<(String, Value)> {
 }
 
 /// `edgeft.*` keys: where the file comes from.
-fn provenance(opened: &Opened, mix: Mix) -> anyhow::Result<Vec<(String, Value)>> {
+fn provenance(opened: &Opened, plan: &Plan) -> anyhow::Result<Vec<(String, Value)>> {
     let text = |key: &str, value: String| (format!("edgeft.{key}"), Value::Str(value));
-    let mut keys = vec![text("version", env!("CARGO_PKG_VERSION").into()), text("plan.mix", mix.name().into())];
+    let mut keys = vec![text("version", env!("CARGO_PKG_VERSION").into()), text("plan.mix", plan.name())];
+    if plan.best {
+        keys.push(text("plan.search", BEST.into()));
+    }
     match &opened.run {
         Some(run) => {
             keys.push(text("provenance.base_sha256", run.sha256.base.clone()));

@@ -8,6 +8,8 @@
 //! - [`tune`]: batches become an adapter
 //! - [`eval`]: a model and a dataset become numbers with intervals
 //! - [`merge`], [`export`]: base + adapter → tensors → GGUF, by way of `edgeft-quantize`
+//! - [`budget`]: which types give the least change for a file's size
+//! - [`retention`]: what rounding leaves of what tuning changed
 //! - [`verify`]: two stages of one model, held against each other; the gate
 //! - [`package`]: a model, a profile and the device's binary → a folder that serves by itself
 //! - [`profile`]: `targets/*.toml` → device profiles, and what they predict
@@ -15,6 +17,7 @@
 //! - [`demo`]: the embedded model and datasets, and the program that made them
 //! - [`cli`], [`commands`]: what is typed; the only place that prints
 
+pub mod budget;
 pub mod calibrate;
 pub mod cli;
 pub mod commands;
@@ -30,6 +33,7 @@ pub mod model;
 pub mod package;
 pub mod profile;
 pub mod report;
+pub mod retention;
 pub mod rng;
 pub mod tune;
 pub mod verify;

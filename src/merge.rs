@@ -149,6 +149,21 @@ impl<'a> Exported<'a> {
     }
 }
 
+impl Exported<'_> {
+    /// Whether the adapter adds to a matrix of this name.
+    pub fn adds_to(&self, name: &str) -> bool {
+        matches!(self.merged.folded.get(name), Some((_, Part::Weight))) && !self.merged.replaced.contains_key(name)
+    }
+
+    /// A tensor as the base has it, without the adapter.
+    ///
+    /// # Errors
+    /// What reading has.
+    pub fn base(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+        Ok(self.merged.base.read(name)?.1)
+    }
+}
+
 impl TensorSource for Exported<'_> {
     fn spec(&self) -> &ModelSpec {
         &self.spec

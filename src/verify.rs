@@ -5,8 +5,11 @@
 use crate::data::batch::{Row, Target};
 use crate::data::tokens::{Outputs, Reference};
 use crate::eval::metrics::percentile;
+use crate::eval::subject::Logits;
 use crate::eval::subject::Subject;
 use crate::model::network::Task;
+use crate::retention::Retention;
+use edgeft_runtime::format::gguf::Value;
 use serde::Serialize;
 
 /// What was measured. Fields that do not apply are null.
@@ -38,6 +41,9 @@ pub struct Verification {
     pub exact_match: Option<Sides>,
     /// The bounds that were applied.
     pub bounds: Bounds,
+    /// How much of what tuning changed is left, where the subject is a quantized file and the reference the RUN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
 }
 
 /// One number of each side.
@@ -69,7 +75,8 @@ impl Sides {
 impl Bounds {
     /// The contract's bounds for a type or mix; none for a type it does not name.
     pub fn of_type(name: &str) -> Option<Self> {
-        let (kl, top1) = match name {
+        // A file of chosen types is called by the type of most and its bits: q4_k-4.63bpw.
+        let (kl, top1) = match name.split('-').next().unwrap_or(name) {
             "f32" => (1e-6, 0.99),
             "f16" | "bf16" => (1e-4, 0.99),
             "q8_0" => (0.005, 0.97),
@@ -126,6 +133,27 @@ pub fn compare(
         }
     }
     Ok(sums.finish(bounds))
+}
+
+/// Mean KL divergence of a subject from logits that a reference gave on the same rows, nats a position.
+///
+/// # Errors
+/// What the subject reports; other numbers of logits.
+pub fn divergence(subject: &mut Subject, reference: &[Logits], rows: &[Row]) -> anyhow::Result<f64> {
+    let mut sums = Sums::default();
+    let span = subject.task() == Some(Task::Span);
+    for (row, b) in rows.iter().zip(reference) {
+        let a = subject.logits(row)?;
+        if span {
+            for s in 0..2 {
+                let (a, b) = (side(&a.values, s), side(&b.values, s));
+                sums.add(row, &a, &b, a.len())?;
+            }
+        } else {
+            sums.add(row, &a.values, &b.values, a.width)?;
+        }
+    }
+    Ok(sums.kl.iter().sum::<f64>() / sums.kl.len().max(1) as f64)
 }
 
 /// Compares a subject with recorded outputs.
@@ -266,6 +294,7 @@ impl Sums {
             accuracy,
             exact_match: None,
             bounds,
+            retention: None,
         }
     }
 }
@@ -288,6 +317,42 @@ impl Verification {
         if !identical {
             self.fail(difference.unwrap_or_else(|| format!("{what} differ")));
         }
+    }
+
+    /// The results as `edgeft.verification.*` keys of the file that was examined.
+    pub fn keys(&self, against: &str, data: &str, data_sha256: &str) -> Vec<(String, Value)> {
+        let mut keys = vec![
+            ("pass", Value::Bool(self.pass)),
+            ("against", Value::Str(against.to_owned())),
+            ("data", Value::Str(data.to_owned())),
+            ("data_sha256", Value::Str(data_sha256.to_owned())),
+            ("positions", Value::U64(self.positions as u64)),
+        ];
+        for (name, value) in
+            [("mean_kl", self.mean_kl), ("p99_kl", self.p99_kl), ("top1", self.top1), ("max_abs", self.max_abs)]
+        {
+            keys.push((name, Value::F64(value)));
+        }
+        for (names, sides) in [
+            (["perplexity", "reference_perplexity"], self.perplexity),
+            (["accuracy", "reference_accuracy"], self.accuracy),
+            (["exact_match", "reference_exact_match"], self.exact_match),
+        ] {
+            if let Some(Sides { subject, reference }) = sides {
+                keys.extend([(names[0], Value::F64(subject)), (names[1], Value::F64(reference))]);
+            }
+        }
+        for (name, same) in
+            [("tokens_identical", self.tokens_identical), ("template_identical", self.template_identical)]
+        {
+            keys.extend(same.map(|same| (name, Value::Bool(same))));
+        }
+        for (name, bound) in
+            [("max_kl", self.bounds.max_kl), ("min_top1", self.bounds.min_top1), ("bound_max_abs", self.bounds.max_abs)]
+        {
+            keys.extend(bound.map(|bound| (name, Value::F64(bound))));
+        }
+        keys.into_iter().map(|(name, value)| (format!("edgeft.verification.{name}"), value)).collect()
     }
 
     fn fail(&mut self, place: String) {

@@ -7,6 +7,7 @@
 //! Two things differ from ggml on purpose. A value that is not finite is refused, and so is one whose block scale would
 //! not fit in f16; ggml writes an infinite scale and leaves it to the reader to notice.
 
+mod best;
 pub mod float;
 mod iq4;
 pub mod k_search;
@@ -22,6 +23,7 @@ pub mod q6_k;
 pub mod q8_0;
 mod weighted;
 
+pub use best::{encode_best_into, searches};
 pub use weighted::{encode_weighted_into, uses_importance};
 
 use bytemuck::Pod;

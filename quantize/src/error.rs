@@ -65,6 +65,8 @@ pub enum Error {
     OnnxType { name: String, ty: GgmlType },
     #[error("{model_type} cannot be written in ONNX Runtime's own operators yet; write portable operators")]
     OnnxFamily { model_type: &'static str },
+    #[error("`{}` is not a GGUF file that can be read", path.display())]
+    NotGguf { path: PathBuf, source: edgeft_runtime::format::gguf::GgufError },
     #[error("cannot write `{}`", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("cannot write")]

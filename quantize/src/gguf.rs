@@ -7,7 +7,7 @@ pub(crate) mod encode;
 mod file;
 mod header;
 
-pub use file::write_gguf_file;
+pub use file::{copy_with_keys, write_gguf_file};
 pub use header::header;
 
 use crate::{
@@ -47,7 +47,7 @@ pub fn write_gguf(
     let mut tensors = Vec::with_capacity(plan.tensors.len());
     for t in &plan.tensors {
         let x = values(source, t)?;
-        let encoded = encode::encode(t, &x, plan.importance_of(t)).map_err(|e| place(t, e))?;
+        let encoded = encode::encode(t, &x, plan.importance_of(t), plan.best).map_err(|e| place(t, e))?;
         out.write(&encoded.bytes)?;
         out.pad(DEFAULT_ALIGNMENT)?;
         tensors.push(encoded.report(t, encoded.bytes.len() as u64));
@@ -55,7 +55,7 @@ pub fn write_gguf(
         progress(done, total);
     }
     Ok(Report {
-        mix: plan.mix.name(),
+        mix: plan.name(),
         bytes: out.bytes,
         bpw: plan.bits_per_weight(),
         types: plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect(),
@@ -64,6 +64,19 @@ pub fn write_gguf(
         coverage: plan.coverage.clone(),
         skipped: plan.skipped.clone(),
     })
+}
+
+/// The bytes that values, in the order of the file, become under a plan's tensor.
+///
+/// # Errors
+/// A value that is not finite or too large.
+///
+/// # Panics
+/// When they are not as many as the tensor has.
+pub fn encoded(plan: &Plan, t: &Planned, x: &[f32]) -> Result<Vec<u8>> {
+    assert_eq!(x.len(), t.elements(), "values of `{}`", t.name);
+    let encoded = encode::encode(t, x, plan.importance_of(t), plan.best).map_err(|e| place(t, e))?;
+    Ok(encoded.bytes)
 }
 
 /// A tensor of a file that holds no model: an adapter, statistics.

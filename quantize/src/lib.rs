@@ -32,7 +32,7 @@ pub use error::{BoxError, Error, Result};
 pub use gguf::{write_gguf, write_gguf_file};
 pub use importance::Importance;
 pub use onnx::{write_onnx, write_onnx_folder};
-pub use plan::{Mix, Plan, PlanOptions, Regex, plan};
+pub use plan::{Mix, Plan, PlanOptions, Planned, Reason, Regex, plan};
 pub use report::Report;
 pub use source::{Arch, ModelSpec, RopeScaling, RopeSpec, Task, TensorSource};
 pub use tokenizer::{FirstDifference, TokenizerFiles, prove};

@@ -31,7 +31,7 @@ pub mod proto;
 mod tests;
 mod weights;
 
-pub use folder::{MODEL_FILE, write_onnx_folder};
+pub use folder::{MODEL_FILE, add_keys, write_onnx_folder};
 pub use weights::DATA_FILE;
 
 use crate::{
@@ -137,7 +137,7 @@ pub fn write_onnx(
     let mut skipped = plan.skipped.clone();
     skipped.extend(unused.into_iter().map(|name| (name, "the graph for this task does not use it")));
     let report = Report {
-        mix: plan.mix.name(),
+        mix: plan.name(),
         bytes: bytes.len() as u64 + data_bytes,
         bpw: 8.0 * payload as f64 / elements as f64,
         types,

@@ -29,6 +29,11 @@ pub struct PlanOptions {
     pub overrides: Vec<(Regex, GgmlType)>,
     /// Which columns matter; without it, all alike.
     pub importance: Option<Importance>,
+    /// Types of single tensors by GGUF name, with the reason, where something better than the mix's rule is known; the user's
+    /// own `overrides` win over them.
+    pub chosen: BTreeMap<String, (GgmlType, Reason)>,
+    /// Search longer inside each block than llama.cpp does: less error in the same bytes.
+    pub best: bool,
 }
 
 /// Every tensor of the file to be, in file order.
@@ -48,6 +53,8 @@ pub struct Plan {
     pub importance: BTreeMap<String, Vec<f32>>,
     /// Which have, if there was an importance matrix.
     pub coverage: Option<Coverage>,
+    /// Whether blocks are searched longer than llama.cpp does.
+    pub best: bool,
 }
 
 /// One tensor of the file to be.
@@ -99,6 +106,13 @@ impl Planned {
 }
 
 impl Plan {
+    /// What the file is called: the mix, or where its types were chosen one by one the type of most and the true bits.
+    pub fn name(&self) -> String {
+        if self.tensors.iter().any(|t| t.reason == Reason::Budget) {
+            return format!("{}-{:.2}bpw", self.mix.base(), self.bits_per_weight());
+        }
+        self.mix.name().to_owned()
+    }
     /// Elements of all tensors.
     pub fn elements(&self) -> u64 {
         self.tensors.iter().map(|t| t.elements() as u64).sum()
@@ -163,7 +177,7 @@ pub fn plan(source: &dyn TensorSource, mix: Mix, options: &PlanOptions) -> Resul
         Some(matrix) => covered(matrix, &tensors).map(|(columns, coverage)| (columns, Some(coverage)))?,
         None => (BTreeMap::new(), None),
     };
-    let plan = Plan { mix, tensors, keys, skipped, tied, importance, coverage };
+    let plan = Plan { mix, tensors, keys, skipped, tied, importance, coverage, best: options.best };
     if options.strict && plan.fallbacks().next().is_some() {
         let list = plan.fallbacks().map(|t| format!("`{}`: {}", t.name, t.fallback().unwrap_or_default())).collect();
         return Err(Error::Fallbacks { mix: mix.name(), list });
@@ -201,7 +215,10 @@ fn choose(
                 let (pattern, ty) = &options.overrides[i];
                 (*ty, Reason::Override(pattern.to_string()))
             }
-            None => mix::wanted(mix, spec, &name, tied, options.importance.is_some()),
+            None => match options.chosen.get(&name) {
+                Some((ty, reason)) => (*ty, reason.clone()),
+                None => mix::wanted(mix, spec, &name, tied, options.importance.is_some()),
+            },
         },
     };
     let ty = mix::fallback(wanted, shape[shape.len() - 1]);

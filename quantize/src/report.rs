@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 /// A finished file, or an ONNX folder.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Name of the mix.
-    pub mix: &'static str,
+    /// Name of the mix, or what a file of chosen types is called.
+    pub mix: String,
     /// Bytes of the whole file, or of all files of the folder.
     pub bytes: u64,
     /// Bits that a weight really takes, without metadata and padding.

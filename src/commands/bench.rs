@@ -190,6 +190,18 @@ pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model,
     measure_case(|| Runnable::open(name, Some(Backend::Cpu)), |_| case, threads)
 }
 
+/// Median time of a step of a model that writes, on the CPU engine, in ms; `None` for one that does not.
+///
+/// # Errors
+/// What the engine gives.
+pub fn step_ms(model: Model, threads: usize) -> anyhow::Result<Option<f64>> {
+    let runnable = Runnable { model, backend: Backend::Cpu, converted_bytes: None };
+    let case = Case { prompt: 32, generate: 32, runs: 3, ..Case::default() };
+    let fitted = |model: &Model| case.within(model.task(), model.hparams().causal, model.hparams().n_ctx);
+    let (_, report) = measure_case(|| Ok(runnable), fitted, threads)?;
+    Ok(median(&report.measurement.itl_ms()))
+}
+
 /// The same of any engine, of a case that depends on the model.
 fn measure_case(
     open: impl FnOnce() -> anyhow::Result<Runnable>,

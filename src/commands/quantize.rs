@@ -1,7 +1,12 @@
 //! `edgeft quantize`: a folder, a RUN or `nano` → GGUF files or ONNX folders.
 
+mod budget;
+pub mod delta;
+mod gate;
 mod importance;
+mod plans;
 
+use self::budget::BudgetArgs;
 use self::importance::ImportanceArgs;
 use super::ort::OrtArgs;
 use super::show;
@@ -9,8 +14,9 @@ use crate::cli::Global;
 use crate::error::{BadInput, GateFailed};
 use crate::export;
 use crate::model::open::Opened;
+use crate::verify::Bounds;
 use edgeft_quantize::onnx::{self, Operators};
-use edgeft_quantize::{Mix, Plan, PlanOptions, Regex};
+use edgeft_quantize::{Mix, PlanOptions, Regex};
 use edgeft_runtime::format::GgmlType;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -21,14 +27,14 @@ use std::time::Instant;
 /// Flags of `quantize`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --type iq4_xs --calibrate train.jsonl --out model.gguf\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
+    after_help = "Example:\n  edgeft quantize RUN --type q4_k_m --out model.gguf\n  edgeft quantize RUN --type q8_0,q4_k_m --out out/\n  edgeft quantize RUN --type iq4_xs --calibrate train.jsonl --out model.gguf\n  edgeft quantize RUN --max-size 800MB --verify test.jsonl --out out/\n  edgeft quantize RUN --to onnx --type q4_0 --out model-onnx/\nNext:\n  edgeft verify model.gguf --against RUN\n  edgeft run model.gguf -p \"Hello\""
 )]
 pub struct QuantizeArgs {
     /// Model folder, RUN, a GGUF file of f32, f16 or bf16, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Types, by comma: f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0 iq4_xs ...; in ONNX f32 f16 bf16 q8_0 q4_0 q6_k
-    #[arg(long = "type", value_delimiter = ',', required_unless_present = "adapter_only", value_name = "TYPE")]
+    #[arg(long = "type", value_delimiter = ',', required_unless_present_any = ["adapter_only", "max_size", "max_kl", "max_ms_per_token"], value_name = "TYPE")]
     pub types: Vec<String>,
     /// File (GGUF) or folder (ONNX) to write; with several types, the folder for TYPE.gguf or TYPE/
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "plan")]
@@ -49,8 +55,22 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub strict_types: bool,
     /// Write the RUN's LoRA adapter alone, unmerged, as a GGUF adapter that stands beside its base; e.g. --out adapter.gguf
-    #[arg(long, conflicts_with_all = ["types", "plan", "verify", "calibrate", "imatrix", "onnx"])]
+    #[arg(long, conflicts_with_all = ["types", "plan", "verify", "calibrate", "imatrix", "onnx", "max_size", "max_kl", "max_ms_per_token"])]
     pub adapter_only: bool,
+    /// Search longer inside each block than llama.cpp does: less error in the same bytes; e.g. --type q4_k_m --best
+    #[arg(long, conflicts_with_all = ["compat", "adapter_only"])]
+    pub best: bool,
+    /// Whose blocks: those that its llama-quantize writes, byte for byte
+    #[arg(long, value_enum, default_value = "llama.cpp", value_name = "WHOSE")]
+    pub compat: Compat,
+    /// Give a matrix the next larger type where rounding would erase what tuning changed: less than this cosine between the
+    /// change before and after; e.g. --keep-delta, or --keep-delta 0.7
+    #[arg(long, value_name = "COSINE", num_args = 0..=1, default_missing_value = "0.5", value_parser = cosine,
+        conflicts_with_all = ["adapter_only", "max_size", "max_kl", "max_ms_per_token"])]
+    pub keep_delta: Option<f64>,
+    /// How large, or how near
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Which columns matter
     #[command(flatten)]
     pub importance: ImportanceArgs,
@@ -72,6 +92,14 @@ pub enum Target {
     Gguf,
     /// A folder: graph, weights, tokenizer, as ONNX Runtime reads it
     Onnx,
+}
+
+/// Whose blocks.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compat {
+    /// Those of llama-quantize
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
 }
 
 /// Operators of an ONNX graph.
@@ -126,6 +154,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         }
         args.ort.load()?;
     }
+    args.budget.check(args)?;
     let opened = Opened::open(&args.model, 0)?;
     if args.adapter_only {
         return adapter_only(args, &opened, global);
@@ -141,16 +170,28 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         );
     }
     let importance = args.importance.get(&args.model, args.force, global)?;
-    let options = PlanOptions { strict: args.strict_types, overrides, importance };
+    let mut options =
+        PlanOptions { strict: args.strict_types, overrides, importance, best: args.best, ..PlanOptions::default() };
+    let (mut mixes, mut budget) = (mixes, None);
+    if args.budget.asked() {
+        let found = budget::solve(args, &opened, &options, &mixes, global)?;
+        (mixes, options, budget) = (vec![found.mix], found.options, Some(found.json));
+    }
     if args.plan {
         if args.to == Target::Onnx {
             eprintln!(
                 "note: sizes are those of GGUF; ONNX keeps scales in f32, and codes of four bits in eight where rows are looked up"
             );
         }
-        return print_plans(&opened, &mixes, &options, global);
+        return plans::print(&opened, &mixes, &options, args.keep_delta, budget.as_ref(), global);
     }
     let Some(out) = &args.out else { crate::bad_input!("give --out") };
+    // A file of chosen types in a folder is called by what it is.
+    let named = match budget.is_some() && (out.is_dir() || out.as_os_str().to_string_lossy().ends_with('/')) {
+        true => Some(out.join(format!("{}.gguf", export::make_plan(&opened, mixes[0], &options)?.name()))),
+        false => None,
+    };
+    let out = named.as_ref().unwrap_or(out);
     let places: Vec<PathBuf> = match mixes.as_slice() {
         [_] => vec![out.clone()],
         many => many.iter().map(|m| args.to.place(out, *m)).collect(),
@@ -165,15 +206,20 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             out.join("model.gguf").display()
         );
     }
-    let above = if mixes.len() > 1 { Some(out.as_path()) } else { out.parent().filter(|_| args.to == Target::Onnx) };
+    let above = if mixes.len() > 1 {
+        Some(out.as_path())
+    } else {
+        out.parent().filter(|_| args.to == Target::Onnx || named.is_some())
+    };
     if let Some(folder) = above.filter(|f| !f.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| BadInput(format!("cannot create {}: {e}", folder.display())))?;
     }
     let mut all = Vec::new();
     let mut failed = None;
     for (mix, place) in mixes.iter().zip(&places) {
+        let (options, retention) = delta::kept(&opened, *mix, &options, args.keep_delta, global)?;
         // Nothing is called by the name that was asked for before it has passed.
-        let staged = (args.verify.is_some() && args.to == Target::Gguf).then(|| staging(place));
+        let staged = (args.verify.is_some() && args.to == Target::Gguf).then(|| gate::staging(place));
         let start = Instant::now();
         let bar = show::bar(100, mix.name());
         let mut progress = |done: u64, total: u64| bar.set_position(done * 100 / total.max(1));
@@ -187,12 +233,19 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             }
         };
         bar.finish_and_clear();
+        let _removed = staged.clone().map(gate::Removed);
         let seconds = start.elapsed().as_secs_f64();
         let types: BTreeMap<_, _> = report.types.iter().collect();
-        let mut line = json!({"out": place, "bytes": report.bytes, "bpw": report.bpw, "type": mix.name(), "types": types,
+        let mut line = json!({"out": place, "bytes": report.bytes, "bpw": report.bpw, "type": report.mix, "types": types,
             "seconds": seconds, "peak_mib": show::peak_mib(), "sha256": report.sha256});
         if let Some(coverage) = &report.coverage {
             line["importance"] = importance::json_of(coverage);
+        }
+        if let Some(retention) = retention {
+            line["retention"] = retention;
+        }
+        if let Some(budget) = &budget {
+            line["budget"] = budget.clone();
         }
         if !global.json {
             println!("{} -> {report} in {seconds:.1} s", place.display());
@@ -204,27 +257,11 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             }
         }
         if let Some(data) = &args.verify {
-            let _removed = staged.clone().map(Removed);
-            let verification = super::verify::verify(&super::verify::Question {
-                subject: &staged.as_ref().unwrap_or(place).display().to_string(),
-                reference: &args.model,
-                data: Some(data),
-                engine: None,
-                bounds: None,
-                threads: global.threads(),
-            })?;
-            if !global.json {
-                super::verify::print(&verification);
+            let bounds = args.budget.max_kl.map(|x| Bounds { max_kl: Some(x), min_top1: None, max_abs: None });
+            let gate = gate::Gate { model: &args.model, data, bounds, force: args.force };
+            if !gate.pass(args.to, staged.as_deref(), place, &mut line, global)? {
+                failed = Some(place.clone());
             }
-            match &staged {
-                _ if !verification.pass => failed = Some(place.clone()),
-                Some(staged) => std::fs::rename(staged, place)
-                    .map_err(|e| BadInput(format!("cannot write {}: {e}", place.display())))?,
-                None => {}
-            }
-            let mut verified = serde_json::to_value(&verification)?;
-            super::verify::keep(&mut verified, &place.display().to_string(), &args.model)?;
-            line["verify"] = verified;
         }
         all.push(line);
     }
@@ -242,21 +279,6 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         ))
         .into()),
         None => Ok(ExitCode::SUCCESS),
-    }
-}
-
-/// Where a file waits for its verification: beside its final name.
-fn staging(place: &Path) -> PathBuf {
-    let name = place.file_name().unwrap_or_default().to_string_lossy();
-    place.with_file_name(format!(".{name}.{}.unverified.gguf", std::process::id()))
-}
-
-/// A file that is gone when its verification ends otherwise than well.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0); // after a rename there is none
     }
 }
 
@@ -280,6 +302,11 @@ fn adapter_only(args: &QuantizeArgs, opened: &Opened, global: &Global) -> anyhow
         println!("\nNext:\n  llama-cli -m base.gguf --lora {}", out.display());
     });
     Ok(ExitCode::SUCCESS)
+}
+
+fn cosine(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|v| *v > 0.0 && *v <= 1.0);
+    value.ok_or_else(|| format!("`{text}` is no cosine: a number over 0, at most 1"))
 }
 
 /// A mix by its name.
@@ -308,52 +335,4 @@ fn overrides(list: &[String]) -> anyhow::Result<Vec<(Regex, GgmlType)>> {
             Ok((regex, ty))
         })
         .collect()
-}
-
-fn print_plans(opened: &Opened, mixes: &[Mix], options: &PlanOptions, global: &Global) -> anyhow::Result<ExitCode> {
-    let mut all = Vec::new();
-    for mix in mixes {
-        let plan = export::make_plan(opened, *mix, options)?;
-        if global.json {
-            all.push(plan_json(&plan));
-        } else {
-            print_plan(&plan);
-        }
-    }
-    if global.json {
-        println!("{}", if all.len() == 1 { all.remove(0) } else { json!({ "plans": all }) });
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn plan_json(plan: &Plan) -> serde_json::Value {
-    let types: BTreeMap<_, _> = plan.types().into_iter().map(|(t, n)| (t.name(), n)).collect();
-    let tensors: Vec<_> = plan
-        .tensors
-        .iter()
-        .map(|t| json!({"name": t.name, "shape": t.shape, "type": t.ty.name(), "reason": t.reason.to_string(), "fallback": t.fallback()}))
-        .collect();
-    let importance = plan.coverage.as_ref().map(importance::json_of);
-    json!({"type": plan.mix.name(), "bytes": plan.bytes(), "bpw": plan.bits_per_weight(), "types": types, "tensors": tensors,
-        "importance": importance})
-}
-
-fn print_plan(plan: &Plan) {
-    let mut rows = vec![["tensor", "shape", "type", "bytes", "why"].map(str::to_owned).to_vec()];
-    for t in &plan.tensors {
-        let why = t.fallback().unwrap_or_else(|| t.reason.to_string());
-        rows.push(vec![t.name.clone(), format!("{:?}", t.shape), t.ty.name().into(), show::bytes(t.bytes()), why]);
-    }
-    print!("{}", show::table(&rows));
-    println!(
-        "{}: {}, {:.2} bits a weight, {} of {} tensors fall back\n",
-        plan.mix.name(),
-        show::bytes(plan.bytes()),
-        plan.bits_per_weight(),
-        plan.fallbacks().count(),
-        plan.tensors.len()
-    );
-    if let Some(coverage) = &plan.coverage {
-        importance::print(coverage);
-    }
 }

@@ -135,6 +135,12 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
         let same = subject.template() == reference.template();
         verification.require(same, "template", (!same).then(|| "the chat templates differ".to_owned()));
     }
+    if let (Place::Gguf(file), Place::Run(_)) = (Place::of(q.subject)?, Place::of(q.reference)?) {
+        let opened = Opened::open(q.reference, 0)?;
+        if opened.adapter.is_some() {
+            verification.retention = crate::retention::of_file(&opened, &file)?;
+        }
+    }
     Ok(verification)
 }
 
@@ -177,6 +183,9 @@ pub fn print(v: &Verification) {
     }
     if let Some(e) = v.exact_match {
         println!("  exact match {:.3} against {:.3}", e.subject, e.reference);
+    }
+    if let Some(found) = &v.retention {
+        super::quantize::delta::print(found);
     }
     if let Some(place) = &v.first_difference {
         println!("  {place}");

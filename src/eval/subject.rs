@@ -108,6 +108,16 @@ impl Subject {
         Self::on_runtime(runnable, threads, ctx).map(Some)
     }
 
+    /// A GGUF file in memory, on the `cpu` engine, which holds at most `ctx` tokens.
+    ///
+    /// # Errors
+    /// Bytes that are no model.
+    pub fn of_bytes(bytes: Vec<u8>, name: &str, threads: usize, ctx: usize) -> anyhow::Result<Self> {
+        let runnable =
+            Runnable { model: Model::from_bytes(bytes, name)?, backend: Backend::Cpu, converted_bytes: None };
+        Self::on_runtime(runnable, threads, ctx)
+    }
+
     /// A base model under an adapter folder, on `candle`.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub fn to_folder(
     let merged = Exported::new(opened)?;
     let cannot = || format!("cannot convert {} to ONNX", opened.name);
     let plan = plan(&merged, mix, options).with_context(cannot)?;
-    let (keys, files) = (provenance(opened, mix)?, files(opened, operators)?);
+    let (keys, files) = (provenance(opened, &plan)?, files(opened, operators)?);
     write_onnx_folder(&merged, &plan, operators, &keys, &files, out, force, progress).with_context(cannot)
 }
 

@@ -6,11 +6,13 @@
 
 use super::{
     Overflow,
+    best::{Iq4, scale_of, super_symmetric},
     k_search::{GROUP_EPS, nearest_int},
     scale, signed_max,
     weighted::weights,
 };
 use edgeft_runtime::format::block::{BlockIq4Nl, BlockIq4Xs, IQ4_VALUES};
+use half::f16;
 
 /// Places on each side of the first level that the largest element is tried on.
 const TRIES: i32 = 7;
@@ -28,15 +30,33 @@ pub(super) fn encode_xs(x: &[f32; 256], importance: Option<&[f32; 256]>) -> Resu
         std::array::from_fn(|j| fit(&groups[j], &weights_of(&groups[j], importance.map(|w| &w[32 * j..]), sigma2)));
     let d = -signed_max(&fitted) / 32.0;
     let inverse = super::inverse(d);
+    let scales = fitted.map(|s| nearest_int(inverse * s).clamp(-32, 31));
+    Ok(pack_xs(x, scale(d)?, scales, |l| super::inverse(d * l as f32)))
+}
+
+/// A block of these scales; `inverse` is what elements of a group are multiplied by.
+fn pack_xs(x: &[f32; 256], d: f16, scales: [i32; 8], inverse: impl Fn(i32) -> f32) -> BlockIq4Xs {
     let (mut scales_h, mut scales_l, mut qs) = (0u16, [0u8; 4], [0u8; 128]);
-    for (j, (x, qs)) in groups.iter().zip(qs.chunks_exact_mut(16)).enumerate() {
-        let l = nearest_int(inverse * fitted[j]).clamp(-32, 31);
-        qs.copy_from_slice(&pairs(x, super::inverse(d * l as f32)));
+    for (j, (x, qs)) in x.as_chunks::<32>().0.iter().zip(qs.chunks_exact_mut(16)).enumerate() {
+        let l = scales[j];
+        qs.copy_from_slice(&pairs(x, inverse(l)));
         let six_bits = (l + 32) as u8;
         scales_l[j / 2] |= (six_bits & 15) << (4 * (j % 2));
         scales_h |= u16::from(six_bits >> 4) << (2 * j);
     }
-    Ok(BlockIq4Xs { d: scale(d)?, scales_h: scales_h.to_le_bytes(), scales_l, qs })
+    BlockIq4Xs { d, scales_h: scales_h.to_le_bytes(), scales_l, qs }
+}
+
+/// IQ4_NL with the scale that leaves the least weighted error.
+pub(super) fn best_nl(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockIq4Nl, Overflow> {
+    let d = scale_of(Iq4, x, weights)?;
+    Ok(BlockIq4Nl { d, qs: pairs(x, super::inverse(d.to_f32())) })
+}
+
+/// IQ4_XS with all scales chosen together.
+pub(super) fn best_xs(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockIq4Xs, Overflow> {
+    let (d, scales) = super_symmetric::<8, _>(Iq4, x, weights, -32, 31)?;
+    Ok(pack_xs(x, d, scales, |l| super::inverse(d.to_f32() * l as f32)))
 }
 
 /// Twice the mean square.
@@ -81,7 +101,7 @@ fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
 }
 
 /// Index of the level nearest to `v`; of two as near the upper.
-fn level(v: f32) -> usize {
+pub(super) fn level(v: f32) -> usize {
     let value = |i: usize| f32::from(IQ4_VALUES[i]);
     if v <= value(0) {
         return 0;

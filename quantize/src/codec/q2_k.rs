@@ -2,6 +2,7 @@
 
 use super::{
     Overflow,
+    best::{Affine, super_affine},
     k_search::{Grid, affine, fine, nearest_int, sub_scales},
     scale,
     weighted::weights,
@@ -40,6 +41,12 @@ pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ
     let d = scale(sub_scales(&fitted, &sums, 15, &mut low))?;
     let dmin = scale(sub_scales(&mins, &sums, 15, &mut high))?;
     Ok(finish(x, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin, codes))
+}
+
+/// The same, with scales and mins chosen together.
+pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
+    let Affine { d, dmin, scales, mins } = super_affine::<16>(x, weights, 3, 15)?;
+    Ok(finish(x, std::array::from_fn(|j| scales[j] | mins[j] << 4), d, dmin, [0; 256]))
 }
 
 /// Codes rounded once more against what the four bits really say.

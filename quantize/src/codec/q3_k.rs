@@ -5,6 +5,7 @@
 
 use super::{
     Overflow,
+    best::{Int, super_symmetric},
     k_search::{descent, nearest_int, symmetric_weighted},
     q2_k::pairs,
     scale, signed_max,
@@ -44,6 +45,13 @@ pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ
     let d = scale(symmetric_weighted(&fitted, &sums, 32, &mut six_bits))?;
     let six_bits = six_bits.map(|s| s as u8);
     Ok(finish(x, six_bits, d, codes, pack(&six_bits)))
+}
+
+/// The same, with all scales chosen together.
+pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
+    let (d, scales) = super_symmetric::<16, _>(Int { n: 4, top: 3 }, x, weights, -32, 31)?;
+    let six_bits = scales.map(|s| (s + 32) as u8);
+    Ok(finish(x, six_bits, d, [4; 256], pack(&six_bits)))
 }
 
 fn pack(six_bits: &[u8; 16]) -> [u8; 12] {

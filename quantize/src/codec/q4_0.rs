@@ -1,7 +1,13 @@
 //! `x = d (q - 8)`, `q` in 0..=15, blocks of 32. The element of largest magnitude gets code 0, so `d` has its sign turned:
 //! `d = max / -8`, `q = min(15, floor(x / d + 8.5))`.
 
-use super::{Overflow, inverse, k_search::symmetric_weighted, scale, signed_max, truncate};
+use super::{
+    Overflow,
+    best::{Int, Levels, scale_of},
+    inverse,
+    k_search::symmetric_weighted,
+    scale, signed_max, truncate,
+};
 use edgeft_runtime::format::block::BlockQ4_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_0, Overflow> {
@@ -17,6 +23,15 @@ pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_0, 
     let mut codes = [0i8; 32];
     let d = scale(symmetric_weighted(x, weights, 8, &mut codes))?;
     Ok(BlockQ4_0 { d, qs: std::array::from_fn(|j| codes[j] as u8 | (codes[j + 16] as u8) << 4) })
+}
+
+/// The same, with the scale that leaves the least weighted error.
+pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_0, Overflow> {
+    let levels = Int { n: 8, top: 7 };
+    let d = scale_of(levels, x, weights)?;
+    let id = inverse(d.to_f32());
+    let q = |v: f32| (levels.nearest(v * id) + 8.0) as u8;
+    Ok(BlockQ4_0 { d, qs: std::array::from_fn(|j| q(x[j]) | q(x[j + 16]) << 4) })
 }
 
 #[cfg(test)]

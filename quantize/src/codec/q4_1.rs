@@ -1,11 +1,14 @@
 //! `x = d q + m`, `q` in 0..=15, blocks of 32: `m = min`, `d = (max - min) / 15`, `q = floor((x - m) / d + 0.5)`.
 
 use super::{
-    Overflow, inverse,
-    k_search::{affine, fine},
+    Overflow,
+    best::pair,
+    inverse,
+    k_search::{affine, fine, nearest_int},
     min_max, scale, truncate,
 };
 use edgeft_runtime::format::block::BlockQ4_1;
+use half::f16;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ4_1, Overflow> {
     let (min, max) = min_max(x);
@@ -21,6 +24,19 @@ pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_1, 
     let mut codes = [0u8; 32];
     let (d, min) = affine(x, weights, fine(15), &mut codes);
     Ok(BlockQ4_1 { d: scale(d)?, m: scale(-min)?, qs: std::array::from_fn(|j| codes[j] | codes[j + 16] << 4) })
+}
+
+/// The same, with the scale and min that leave the least weighted error.
+pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ4_1, Overflow> {
+    let (d, m) = pair(x, weights, 15)?;
+    let q = codes(x, d, m, 15);
+    Ok(BlockQ4_1 { d, m, qs: std::array::from_fn(|j| q[j] | q[j + 16] << 4) })
+}
+
+/// The codes nearest to the elements, under a scale and min as they stand in the block.
+pub(super) fn codes(x: &[f32; 32], d: f16, m: f16, nmax: i32) -> [u8; 32] {
+    let (id, m) = (inverse(d.to_f32()), m.to_f32());
+    x.map(|v| nearest_int((v - m) * id).clamp(0, nmax) as u8)
 }
 
 #[cfg(test)]

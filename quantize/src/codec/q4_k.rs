@@ -5,6 +5,7 @@
 
 use super::{
     Overflow,
+    best::{Affine, super_affine},
     k_search::{Grid, affine, fine, nearest_int, sub_scales},
     scale,
     weighted::weights,
@@ -21,6 +22,11 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
 /// The same with the importance of each column.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
     Ok(block(groups_weighted(x, importance, 15)?))
+}
+
+/// The same, with scales and mins chosen together.
+pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
+    Ok(block(groups_best(x, weights, 15)?))
 }
 
 fn block(groups: Groups) -> BlockQ4K {
@@ -73,6 +79,12 @@ pub(super) fn groups_weighted(x: &[f32; 256], importance: &[f32; 256], nmax: i32
     let d = scale(sub_scales(&fitted, &sums, 63, &mut scales))?;
     let dmin = scale(sub_scales(&fitted_mins, &sums, 63, &mut mins))?;
     Ok(finish(x, nmax, scales, mins, [d, dmin], codes))
+}
+
+/// What Q4_K and Q5_K share where scales and mins are chosen together.
+pub(super) fn groups_best(x: &[f32; 256], weights: &[f32; 256], nmax: i32) -> Result<Groups, Overflow> {
+    let Affine { d, dmin, scales, mins } = super_affine::<8>(x, weights, nmax, 63)?;
+    Ok(finish(x, nmax, scales, mins, [d, dmin], [0; 256]))
 }
 
 /// Codes rounded once more against what the six bits really say.

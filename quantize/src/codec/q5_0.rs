@@ -1,6 +1,12 @@
 //! As [`q4_0`](super::q4_0) with a fifth bit: `x = d (q - 16)`, `q` in 0..=31, `d = max / -16`.
 
-use super::{Overflow, inverse, k_search::symmetric_weighted, scale, signed_max, truncate};
+use super::{
+    Overflow,
+    best::{Int, Levels, scale_of},
+    inverse,
+    k_search::symmetric_weighted,
+    scale, signed_max, truncate,
+};
 use edgeft_runtime::format::block::BlockQ5_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ5_0, Overflow> {
@@ -16,6 +22,15 @@ pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_0, 
     let mut codes = [0i8; 32];
     let d = scale(symmetric_weighted(x, weights, 16, &mut codes))?;
     let (qh, qs) = split(&codes.map(|c| c as u8));
+    Ok(BlockQ5_0 { d, qh, qs })
+}
+
+/// The same, with the scale that leaves the least weighted error.
+pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_0, Overflow> {
+    let levels = Int { n: 16, top: 15 };
+    let d = scale_of(levels, x, weights)?;
+    let id = inverse(d.to_f32());
+    let (qh, qs) = split(&x.map(|v| (levels.nearest(v * id) + 16.0) as u8));
     Ok(BlockQ5_0 { d, qh, qs })
 }
 

@@ -1,9 +1,12 @@
 //! As [`q4_1`](super::q4_1) with a fifth bit: `x = d q + m`, `q` in 0..=31, `d = (max - min) / 31`.
 
 use super::{
-    Overflow, inverse,
+    Overflow,
+    best::pair,
+    inverse,
     k_search::{affine, fine},
     min_max,
+    q4_1::codes,
     q5_0::split,
     scale, truncate,
 };
@@ -24,6 +27,13 @@ pub(super) fn weighted(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_1, 
     let (d, min) = affine(x, weights, fine(31), &mut codes);
     let (qh, qs) = split(&codes);
     Ok(BlockQ5_1 { d: scale(d)?, m: scale(-min)?, qh, qs })
+}
+
+/// The same, with the scale and min that leave the least weighted error.
+pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ5_1, Overflow> {
+    let (d, m) = pair(x, weights, 31)?;
+    let (qh, qs) = split(&codes(x, d, m, 31));
+    Ok(BlockQ5_1 { d, m, qh, qs })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use super::{
     Overflow,
     k_search::Grid,
-    q4_k::{Groups, groups, groups_weighted},
+    q4_k::{Groups, groups, groups_best, groups_weighted},
 };
 use edgeft_runtime::format::block::BlockQ5K;
 
@@ -17,6 +17,11 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
 /// The same with the importance of each column.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
     Ok(block(groups_weighted(x, importance, 31)?))
+}
+
+/// The same, with scales and mins chosen together.
+pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
+    Ok(block(groups_best(x, weights, 31)?))
 }
 
 fn block(groups: Groups) -> BlockQ5K {

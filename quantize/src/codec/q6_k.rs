@@ -4,11 +4,13 @@
 
 use super::{
     Overflow,
+    best::{Int, super_symmetric},
     k_search::{GROUP_EPS, nearest_int, symmetric, symmetric_weighted},
     scale, signed_max,
 };
 use bytemuck::Zeroable;
 use edgeft_runtime::format::block::BlockQ6K;
+use half::f16;
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
     by(x, |_, x, codes| symmetric(x, 32, codes))
@@ -17,6 +19,12 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
 /// The same with the importance of each column, which alone is the weight.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
     by(x, |j, x, codes| symmetric_weighted(x, &importance[16 * j..][..16], 32, codes))
+}
+
+/// The same, with all scales chosen together.
+pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
+    let (d, scales) = super_symmetric::<16, _>(Int { n: 32, top: 31 }, x, weights, -128, 127)?;
+    Ok(finish(x, d, scales.map(|s| s as i8), [32; 256]))
 }
 
 /// `fit` finds scale and codes of group `j`.
@@ -33,6 +41,11 @@ fn by(x: &[f32; 256], fit: impl Fn(usize, &[f32], &mut [i8]) -> f32) -> Result<B
     let inverse = -128.0 / max_scale;
     let d = scale(1.0 / inverse)?;
     let scales = fitted.map(|s| nearest_int(inverse * s).min(127) as i8);
+    Ok(finish(x, d, scales, codes))
+}
+
+/// Codes rounded once more against what the scales really say.
+fn finish(x: &[f32; 256], d: f16, scales: [i8; 16], mut codes: [i8; 256]) -> BlockQ6K {
     for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
         let step = d.to_f32() * f32::from(scales[j]);
         if step == 0.0 {
@@ -52,7 +65,7 @@ fn by(x: &[f32; 256], fit: impl Fn(usize, &[f32], &mut [i8]) -> f32) -> Result<B
         let j = i / 32 * 128 + i % 32;
         (q[j] >> 4) | (q[j + 32] >> 4) << 2 | (q[j + 64] >> 4) << 4 | (q[j + 96] >> 4) << 6
     });
-    Ok(BlockQ6K { ql, qh, scales, d })
+    BlockQ6K { ql, qh, scales, d }
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! `x = d q`, `q` in -127..=127, blocks of 32: `d = max|x| / 127`, `q = round(x / d)` away from zero at halves.
 
-use super::{Overflow, inverse, scale, truncate};
+use super::{
+    Overflow,
+    best::{Int, Levels, scale_of},
+    inverse, scale, truncate,
+};
 use edgeft_runtime::format::block::BlockQ8_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ8_0, Overflow> {
@@ -8,6 +12,14 @@ pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ8_0, Overflow> {
     let d = amax / 127.0;
     let id = inverse(d);
     Ok(BlockQ8_0 { d: scale(d)?, qs: x.map(|v| truncate((v * id).round()) as i8) })
+}
+
+/// The same, with the scale that leaves the least weighted error.
+pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ8_0, Overflow> {
+    let levels = Int { n: 127, top: 127 };
+    let d = scale_of(levels, x, weights)?;
+    let id = inverse(d.to_f32());
+    Ok(BlockQ8_0 { d, qs: x.map(|v| levels.nearest(v * id) as i8) })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One tensor's values -> its bytes, and the error they leave.
 
 use crate::{
-    codec::{CodecError, encode_into, encode_weighted_into},
+    codec::{CodecError, encode_best_into, encode_into, encode_weighted_into, searches},
     error::Error,
     plan::Planned,
     report::TensorReport,
@@ -48,8 +48,8 @@ pub(crate) struct Failed {
     pub cause: CodecError,
 }
 
-/// `importance`, if any, has a number for each column.
-pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>) -> Result<Encoded, Failed> {
+/// `importance`, if any, has a number for each column; `best`: by the searches that take longer.
+pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>, best: bool) -> Result<Encoded, Failed> {
     let rows = CHUNK.div_ceil(t.cols());
     let elements = rows * t.cols();
     let row_bytes = t.bytes() as usize / (t.elements() / t.cols());
@@ -59,6 +59,7 @@ pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>) -> Resu
         .zip(x.par_chunks(elements))
         .map(|(bytes, x)| {
             match importance {
+                _ if best && searches(t.ty) => encode_best_into(t.ty, x, importance, bytes)?,
                 Some(columns) => encode_weighted_into(t.ty, x, columns, bytes)?,
                 None => encode_into(t.ty, x, bytes)?,
             }

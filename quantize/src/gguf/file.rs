@@ -1,14 +1,17 @@
 //! A stream becomes a file under its final name only when it is whole and on the disk.
 
-use super::write_gguf;
+use super::{header::header_of, write_gguf};
 use crate::{
     error::{Error, Result},
+    metadata,
     plan::Plan,
     report::Report,
     source::TensorSource,
+    stream::Hashed,
     tokenizer::TokenizerFiles,
 };
-use edgeft_runtime::format::gguf::Value;
+use edgeft_runtime::format::gguf::{Gguf, Value};
+use edgeft_runtime::format::map::Mapped;
 use std::{
     fs::{File, OpenOptions},
     io::{BufWriter, Write},
@@ -30,6 +33,25 @@ pub fn write_gguf_file(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     write_file(path, force, |out| write_gguf(source, tokenizer, plan, extra, out, progress))
+}
+
+/// Copies a GGUF file under another name with keys added, or replaced by those of the same name; the tensors' bytes are as they
+/// were. Whatever fails, nothing new is under the new name. Returns size and SHA-256 of the copy.
+///
+/// # Errors
+/// A `from` that is no GGUF file; an existing `to` without `force`; a key that only the writer may set; a full disk.
+pub fn copy_with_keys(from: &Path, keys: &[(String, Value)], to: &Path, force: bool) -> Result<(u64, String)> {
+    let bytes = Mapped::open(from).map_err(|source| Error::File { path: from.to_path_buf(), source })?;
+    let file = Gguf::parse(&bytes).map_err(|e| Error::NotGguf { path: from.to_path_buf(), source: e })?;
+    let mut all = file.metadata.clone();
+    metadata::extend(&mut all, keys)?;
+    let header = header_of(&file, &all)?;
+    write_file(to, force, |out| {
+        let mut out = Hashed::new(out);
+        out.write(&header)?;
+        out.write(&bytes[file.data_start as usize..])?;
+        Ok((out.bytes, out.finish()?))
+    })
 }
 
 /// Runs `write` on a temporary sibling of `path`, then renames it.

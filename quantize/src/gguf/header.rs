@@ -5,13 +5,42 @@ use crate::{
     error::{Error, Result},
     plan::Planned,
 };
-use edgeft_runtime::format::gguf::{Array, MAGIC, VERSION, Value};
+use edgeft_runtime::format::GgmlType;
+use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, Gguf, MAGIC, VERSION, Value};
+
+/// A line of the tensor table; dimensions in ggml's order, the fastest first.
+struct Line<'a> {
+    name: &'a str,
+    dims: Vec<u64>,
+    ty: GgmlType,
+    offset: u64,
+}
 
 /// Everything before the first tensor's data, padded.
 ///
 /// # Errors
 /// An empty key, or one given twice; llama.cpp refuses such files.
 pub fn header(keys: &[(String, Value)], tensors: &[Planned]) -> Result<Vec<u8>> {
+    let mut offset = 0u64;
+    let lines = tensors.iter().map(|t| {
+        let at = offset;
+        offset += t.bytes() + padding(t.bytes());
+        Line { name: &t.name, dims: t.shape.iter().rev().map(|n| *n as u64).collect(), ty: t.ty, offset: at }
+    });
+    write(keys, &lines.collect::<Vec<_>>(), DEFAULT_ALIGNMENT)
+}
+
+/// The same for the tensors of a file that is there, with other keys: its data can follow as it is.
+///
+/// # Errors
+/// As [`header`].
+pub fn header_of(file: &Gguf, keys: &[(String, Value)]) -> Result<Vec<u8>> {
+    let lines = file.tensors.iter();
+    let lines = lines.map(|t| Line { name: &t.name, dims: t.dims.clone(), ty: t.ty, offset: t.offset });
+    write(keys, &lines.collect::<Vec<_>>(), file.alignment)
+}
+
+fn write(keys: &[(String, Value)], tensors: &[Line], alignment: u64) -> Result<Vec<u8>> {
     let mut seen = std::collections::HashSet::new();
     for (key, _) in keys {
         let problem = match (key.as_str(), seen.insert(key)) {
@@ -30,19 +59,16 @@ pub fn header(keys: &[(String, Value)], tensors: &[Planned]) -> Result<Vec<u8>> 
         string(&mut out, key);
         put(&mut out, value);
     }
-    let mut offset = 0u64;
     for t in tensors {
-        string(&mut out, &t.name);
-        out.extend((t.shape.len() as u32).to_le_bytes());
-        // ggml's first dimension is the fastest: shapes are written last first.
-        for n in t.shape.iter().rev() {
-            out.extend((*n as u64).to_le_bytes());
+        string(&mut out, t.name);
+        out.extend((t.dims.len() as u32).to_le_bytes());
+        for n in &t.dims {
+            out.extend(n.to_le_bytes());
         }
         out.extend((t.ty as u32).to_le_bytes());
-        out.extend(offset.to_le_bytes());
-        offset += t.bytes() + padding(t.bytes());
+        out.extend(t.offset.to_le_bytes());
     }
-    out.resize(out.len() + padding(out.len() as u64) as usize, 0);
+    out.resize((out.len() as u64).next_multiple_of(alignment) as usize, 0);
     Ok(out)
 }
 

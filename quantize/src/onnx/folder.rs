@@ -1,13 +1,19 @@
 //! A folder appears under its final name only when every file in it is whole and on the disk.
 
-use super::{DATA_FILE, Operators, write_onnx};
+use super::{
+    DATA_FILE, Operators,
+    proto::{ModelProto, StringStringEntryProto},
+    text, write_onnx,
+};
 use crate::{
     error::{Error, Result},
     plan::Plan,
     report::Report,
     source::TensorSource,
+    stream::sha256,
 };
 use edgeft_runtime::format::gguf::Value;
+use prost::Message;
 use std::{
     fs::{self, File},
     io::{self, BufWriter, ErrorKind, Write},
@@ -53,6 +59,26 @@ pub fn write_onnx_folder(
         report.bytes += files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         Ok(report)
     })
+}
+
+/// Adds keys to the metadata of a finished folder; nothing else changes. Returns the new SHA-256 of `model.onnx`.
+///
+/// # Errors
+/// A folder without `model.onnx`; a value that ONNX has no text for; a full disk, which leaves the file as it was.
+pub fn add_keys(folder: &Path, keys: &[(String, Value)]) -> Result<String> {
+    let path = folder.join(MODEL_FILE);
+    let failed = |source| Error::File { path: path.clone(), source };
+    let mut bytes = fs::read(&path).map_err(failed)?;
+    let entry = |(key, value): &(String, Value)| {
+        Ok::<_, Error>(StringStringEntryProto { key: key.clone(), value: text(key, value)? })
+    };
+    let metadata_props = keys.iter().map(entry).collect::<Result<_>>()?;
+    // Of a repeated field that stands in two places protobuf reads one after the other.
+    bytes.extend(ModelProto { metadata_props, ..ModelProto::default() }.encode_to_vec());
+    let partial = folder.join(format!(".{MODEL_FILE}.{}.partial", std::process::id()));
+    let written = write_synced(&partial, &bytes).and_then(|()| fs::rename(&partial, &path));
+    written.inspect_err(|_| drop(fs::remove_file(&partial))).map_err(failed)?;
+    Ok(sha256(&bytes))
 }
 
 /// A name may have a folder in it.

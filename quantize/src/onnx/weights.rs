@@ -56,6 +56,7 @@ pub(super) struct Weights<'a> {
     operators: Operators,
     planned: Vec<Planned>,
     importance: BTreeMap<String, Vec<f32>>,
+    best: bool,
     written: Vec<bool>,
     data: Hashed<'a>,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -92,6 +93,7 @@ impl<'a> Weights<'a> {
             operators,
             planned,
             importance: plan.importance.clone(),
+            best: plan.best,
             written,
             data: Hashed::new(data),
             progress,
@@ -230,7 +232,7 @@ impl<'a> Weights<'a> {
         // Heads keep the source's order of pairs here; what else changes on the way to GGUF changes here too.
         let change = if let Change::Interleave(_) = placed.change { Change::None } else { placed.change };
         let x = change.apply(read(self.source, &placed)?, &placed.shape);
-        let encoded = encode(&t, &x, self.importance.get(&t.name).map(Vec::as_slice)).map_err(|e| {
+        let encoded = encode(&t, &x, self.importance.get(&t.name).map(Vec::as_slice), self.best).map_err(|e| {
             let (row, column) = change.source_of(e.at, &placed.shape);
             Error::Weight { name: placed.source.clone(), row, column, cause: e.cause }
         })?;

@@ -80,6 +80,11 @@ impl Mix {
         self.row().2
     }
 
+    /// The mix of which a type is the base, the plainest of them; q8_0 for one that no mix has.
+    pub fn of_base(ty: GgmlType) -> Self {
+        TABLE.iter().find(|row| row.2 == ty).map_or(Self::Q8_0, |row| row.0)
+    }
+
     /// `general.file_type`.
     pub fn file_type(self) -> u32 {
         self.row().3
@@ -130,6 +135,10 @@ pub enum Reason {
     AttentionOutput,
     /// ffn_down, which the mix lifts in this layer.
     FeedForwardDown,
+    /// Chosen for this tensor, by how much the answers change when it is rounded.
+    Budget,
+    /// One type up, since the mix's own would round away what tuning changed.
+    Delta,
     /// The user's pattern.
     Override(String),
 }
@@ -147,6 +156,8 @@ impl fmt::Display for Reason {
             Self::AttentionJoined => "attn_qkv, lifted",
             Self::AttentionOutput => "attn_output, lifted",
             Self::FeedForwardDown => "ffn_down, lifted in this layer",
+            Self::Budget => "chosen by measured sensitivity",
+            Self::Delta => "one type up, to keep what tuning changed",
             Self::Override(pattern) => return write!(f, "override `{pattern}`"),
         })
     }
