@@ -3,6 +3,7 @@
 //! A session owns an engine and remembers which tokens its caches hold, so a prompt that begins like an earlier one is
 //! read only from where they part: [`slots`].
 
+mod adapters;
 mod answer;
 mod slots;
 mod stop;
@@ -172,6 +173,7 @@ pub struct Session {
     task: Task,
     labels: Vec<String>,
     slots: Slots,
+    n_adapters: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -209,7 +211,7 @@ impl Session {
         labels: Vec<String>,
     ) -> Self {
         let slots = Slots::new(engine.n_seqs());
-        Self { engine, tokenizer, task, labels, slots }
+        Self { engine, tokenizer, task, labels, slots, n_adapters: 0 }
     }
 
     /// Tokens that prompt and answer may hold together.
@@ -290,6 +292,7 @@ impl Session {
         if max_tokens == 0 {
             return Ok(out);
         }
+        self.settle()?;
         let mut row = Vec::new(); // (V)
         out.timings.cached_tokens = self.keep_common(prompt);
         if self.prefill(&prompt[out.timings.cached_tokens..], &mut row, on_piece)?.is_break() {
@@ -429,6 +432,7 @@ impl Session {
             return Err(too_long("text", ids.len(), self.capacity(), "is too long"));
         }
         self.reset();
+        self.settle()?;
         let mut out = Vec::new();
         let result = self.engine.forward(&[Run { seq: self.slots.seq(), tokens: ids, types, rows }], &mut out);
         self.reset();

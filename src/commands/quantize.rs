@@ -207,6 +207,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let _removed = staged.clone().map(Removed);
             let verification = super::verify::verify(&super::verify::Question {
                 subject: &staged.as_ref().unwrap_or(place).display().to_string(),
+                adapter: None,
                 reference: &args.model,
                 data: Some(data),
                 engine: None,
@@ -277,7 +278,9 @@ fn adapter_only(args: &QuantizeArgs, opened: &Opened, global: &Global) -> anyhow
             written.alpha,
             show::bytes(written.bytes)
         );
-        println!("\nNext:\n  llama-cli -m base.gguf --lora {}", out.display());
+        let file = out.display();
+        println!("\nNext:\n  edgeft verify base.gguf --adapter {file} --against {}", opened.name);
+        println!("  edgeft run base.gguf --adapter {file} -p \"...\"\n  llama-cli -m base.gguf --lora {file}");
     });
     Ok(ExitCode::SUCCESS)
 }

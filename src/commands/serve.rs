@@ -6,7 +6,7 @@ use super::show;
 use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
-use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
 use serde_json::json;
@@ -23,13 +23,18 @@ use std::time::Duration;
     /detokenize, the Open Inference Protocol under /v2, and for probes /healthz and /readyz.\n\
     Requests are answered one after another; 32 may wait, one more gets 429. Without `temperature`, the likeliest token is taken.\n\
     Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads the keys again.\n\n\
-    Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\nNext:\n  \
+    Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\n  \
+    edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
 pub struct ServeArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
+    /// GGUF adapter beside the model, at SCALE times its strength [default: 1]; a request asks for it by `"model": "MODEL:NAME"`
+    /// (repeatable)
+    #[arg(long, value_name = "NAME=FILE[=SCALE]")]
+    pub adapter: Vec<String>,
     /// Address to listen on; any but this machine's own needs --api-key-file or --insecure-no-auth
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -82,6 +87,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?;
     safe(addr, keys.is_some(), args.insecure_no_auth)?;
     let model = show::model_name(&args.model);
+    let adapters = adapters(&args.adapter)?;
     let config = Config {
         access: Access {
             key_file: args.api_key_file.clone(),
@@ -89,6 +95,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             origins: args.allow_origin.clone(),
         },
         limits: Limits { drain: Duration::from_secs(args.drain), ..Limits::default() },
+        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, model.as_str())
     };
@@ -102,7 +109,10 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let load = || {
                 let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options };
-                let loaded = Loaded::with_slots(&model, &options, slots)?;
+                let mut loaded = Loaded::with_slots(&model, &options, slots)?;
+                for (_, adapter, scale) in &adapters {
+                    loaded.session.add_adapter(adapter, *scale)?;
+                }
                 show::runs_on(loaded.session.runs_on());
                 anyhow::Ok((loaded, model))
             };

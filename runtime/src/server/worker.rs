@@ -53,13 +53,20 @@ pub(super) struct Job {
     work: Work,
     /// Whose cache it may see; 0 is everybody's where no keys are asked for.
     owner: u64,
+    /// What it is computed with beside the model.
+    adapter: Option<usize>,
     asked: Instant,
     reply: UnboundedSender<Event>,
 }
 
 impl Job {
     pub fn new(work: Work, owner: u64, reply: UnboundedSender<Event>) -> Self {
-        Self { work, owner, asked: Instant::now(), reply }
+        Self { work, owner, adapter: None, asked: Instant::now(), reply }
+    }
+
+    /// The same under an adapter of the session, by its number.
+    pub fn under(self, adapter: Option<usize>) -> Self {
+        Self { adapter, ..self }
     }
 }
 
@@ -160,6 +167,9 @@ pub(super) fn work(session: &mut Session, queue: &Queue, metrics: &Metrics) {
 
 fn answer(session: &mut Session, job: &Job, queue: &Queue, metrics: &Metrics) -> Event {
     let gone = || job.reply.is_closed() || queue.cancelled.load(Ordering::Relaxed);
+    if let Err(e) = session.use_adapter(job.adapter) {
+        return Event::Failed(e);
+    }
     match &job.work {
         Work::Generate { prompt, options, n } => {
             session.take_slot(job.owner, prompt);

@@ -1,4 +1,4 @@
-//! Which sequence of the engine holds which tokens, and for whom.
+//! Which sequence of the engine holds which tokens, for whom, and under which adapter.
 //!
 //! A prompt goes to the sequence of its owner that it shares the most tokens with, so that the next turn of a chat is read
 //! only from where it is new. Nobody gets a sequence that holds somebody else's tokens without its being emptied: how fast
@@ -21,6 +21,7 @@ impl Session {
 struct Slot {
     tokens: Vec<u32>,
     owner: u64,
+    adapter: Option<usize>,
     /// Time of the last use, on a clock that counts uses.
     used: u64,
 }
@@ -31,11 +32,13 @@ pub(super) struct Slots {
     all: Vec<Slot>,
     seq: usize,
     uses: u64,
+    /// What the sequence in use, and those taken from here on, are computed with.
+    pub adapter: Option<usize>,
 }
 
 impl Slots {
     pub fn new(n: usize) -> Self {
-        Self { all: vec![Slot::default(); n.max(1)], seq: 0, uses: 0 }
+        Self { all: vec![Slot::default(); n.max(1)], seq: 0, uses: 0, adapter: None }
     }
 
     /// The sequence in use.
@@ -58,7 +61,8 @@ impl Slots {
         self.uses += 1;
         let common = |slot: &Slot| slot.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // A beginning that all prompts share (a template's first words) is no reason to overwrite another chat.
-        let fits = |slot: &Slot| slot.owner == owner && 2 * common(slot) >= slot.tokens.len().min(prompt.len()).max(1);
+        let mine = |slot: &Slot| (slot.owner, slot.adapter) == (owner, self.adapter);
+        let fits = |slot: &Slot| mine(slot) && 2 * common(slot) >= slot.tokens.len().min(prompt.len()).max(1);
         let best = (0..self.all.len()).filter(|&i| fits(&self.all[i])).max_by_key(|&i| common(&self.all[i]));
         let oldest = || (0..self.all.len()).min_by_key(|&i| (!self.all[i].tokens.is_empty(), self.all[i].used));
         self.seq = best.or_else(oldest).unwrap_or(0);
@@ -69,6 +73,14 @@ impl Slots {
             slot.tokens.clear();
         }
         stranger
+    }
+
+    /// The sequence in use is under the adapter in use, and was read under no other.
+    pub fn settle(&mut self) {
+        let slot = &mut self.all[self.seq];
+        if std::mem::replace(&mut slot.adapter, self.adapter) != self.adapter {
+            slot.tokens.clear();
+        }
     }
 }
 
@@ -101,5 +113,23 @@ mod tests {
         assert!(slots.take(8, &[1, 2, 3]), "the engine must forget it");
         assert_eq!(slots.len(), 0);
         assert!(slots.take(7, &[1, 2, 3]));
+    }
+
+    #[test]
+    fn what_one_adapter_computed_is_not_gone_on_with_under_another() {
+        let mut slots = Slots::new(2);
+        let (base, _) = ask(&mut slots, 7, &[1, 2, 3]);
+        slots.adapter = Some(0);
+        let (tuned, _) = ask(&mut slots, 7, &[1, 2, 3]);
+        assert_ne!(base, tuned, "an empty sequence is taken");
+        slots.settle();
+        assert_eq!(slots.len(), 0);
+        *slots.tokens() = vec![1, 2, 3];
+        slots.settle();
+        assert_eq!(slots.len(), 3);
+        slots.adapter = None;
+        assert_eq!(ask(&mut slots, 7, &[1, 2, 3, 4]), (base, false));
+        slots.settle();
+        assert_eq!(slots.len(), 4);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
-use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
@@ -39,7 +39,9 @@ pub fn serve(a: &Arguments) -> Result<()> {
         threads: Some(a.threads()?),
         ..SessionOptions::default()
     };
+    let adapters = adapters(&a.texts("--adapter"))?;
     let config = Config {
+        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         access: Access { key_file, hosts: a.texts("--allow-host"), origins: a.texts("--allow-origin") },
         limits: Limits { drain, ..Limits::default() },
         log: a.text("--log").map(|_| Log::new(|line| eprintln!("{line}"))),
@@ -47,8 +49,13 @@ pub fn serve(a: &Arguments) -> Result<()> {
     };
     // The socket is bound first, so that /healthz answers and /readyz says no while hashes are checked and weights load.
     let given = a.model.clone();
-    let server =
-        Server::start(config, move || Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots));
+    let server = Server::start(config, move || {
+        let mut loaded = Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots)?;
+        for (_, adapter, scale) in &adapters {
+            loaded.session.add_adapter(adapter, *scale)?;
+        }
+        Ok(loaded)
+    });
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;
     server.ready()?;

@@ -132,6 +132,7 @@ impl Bert {
         b.x.resize(n * c, 0.0);
         for (t, (x, id)) in b.x.chunks_mut(c).zip(run.tokens).enumerate() {
             decode(table.ty, table.row(*id as usize), x);
+            compute.adapters.embed(t, self.words, *id, x);
             let position = &self.positions[t * c..][..c];
             match &self.types {
                 None => add(x, position),
