@@ -80,7 +80,9 @@ fn a_scale_of_its_own_a_rank_of_its_own_and_a_head_come_along() {
 #[test]
 fn an_encoder_and_a_quantized_base_take_one_too() {
     let folder = folder(&Tiny::bert());
-    let pairs: String = (0..24).map(|i| json!({"anchor": format!("the cat {i}"), "positive": format!("a cat {i}")}).to_string() + "\n").collect();
+    let pairs: String = (0..24)
+        .map(|i| json!({"anchor": format!("the cat {i}"), "positive": format!("a cat {i}")}).to_string() + "\n")
+        .collect();
     folder.write("d.jsonl", pairs);
     folder.edgeft(&format!("tune --model base --task embed --data d.jsonl --out run {TUNE}")).ok();
     is_one_model(&folder, "run", "bert");
@@ -104,12 +106,16 @@ fn each_verb_runs_the_base_under_an_adapter_as_the_merged_file() {
     let folder = folder(&Tiny::llama());
     folder.edgeft(&format!("tune --model base --data d.jsonl --out run {TUNE}")).ok();
     files(&folder, "run");
-    let run = |model: &str| folder.edgeft(&format!("run {model} -p 'the cat' -n 12 --kv f32 --json")).ok().json()["token_ids"].clone();
+    let run = |model: &str| {
+        folder.edgeft(&format!("run {model} -p 'the cat' -n 12 --kv f32 --json")).ok().json()["token_ids"].clone()
+    };
     let (base, merged, beside) = (run("base.gguf"), run("run.gguf"), run("base.gguf --adapter run.adapter.gguf"));
     assert!(beside == merged && base != merged, "{base} {merged} {beside}");
     assert_eq!(run("base.gguf --adapter run.adapter.gguf=0"), base);
     assert_eq!(run("base --adapter run.adapter.gguf"), merged); // a folder, converted in memory
-    let loss = |model: &str| folder.edgeft(&format!("eval {model} --data d.jsonl --json")).ok().json()["loss"].as_f64().unwrap();
+    let loss = |model: &str| {
+        folder.edgeft(&format!("eval {model} --data d.jsonl --json")).ok().json()["loss"].as_f64().unwrap()
+    };
     close(loss("base.gguf --adapter run.adapter.gguf"), loss("run.gguf"), 1e-4, "loss");
     assert!((loss("base.gguf") - loss("run.gguf")).abs() > 1e-2);
     let bench = "bench base.gguf --prompt 8 --generate 4 --runs 5 --batch 2 --json";
@@ -247,7 +253,7 @@ fn several_adapters_in_one_batch_are_each_what_it_is_alone_to_the_bit() {
 fn another_adapter_forgets_what_a_sequence_holds() {
     let model = model("f32");
     let mut engine = engine(&model, 2, KvType::F32, 1);
-    let mut read = |engine: &mut Box<dyn Engine>, seq| {
+    let read = |engine: &mut Box<dyn Engine>, seq| {
         engine.forward(&[Run { seq, tokens: &[5, 6, 7], types: None, rows: Rows::Last }], &mut Vec::new()).unwrap();
     };
     read(&mut engine, 0);
@@ -328,7 +334,12 @@ fn an_adapter_of_another_base_is_refused_by_tensor_and_both_shapes() {
         Adapter::from_bytes(pairs(arch, &[(name, shape, 4)], 1), "a.gguf").unwrap()
     };
     refuses(&model, &of("qwen2", "blk.0.attn_q.weight", [64, 64]), Kind::Input, &["a.gguf", "`qwen2`", "`llama`"]);
-    refuses(&model, &of("llama", "blk.7.attn_q.weight", [64, 64]), Kind::Input, &["blk.7.attn_q.weight", "no such tensor"]);
+    refuses(
+        &model,
+        &of("llama", "blk.7.attn_q.weight", [64, 64]),
+        Kind::Input,
+        &["blk.7.attn_q.weight", "no such tensor"],
+    );
     let shape = |found: [usize; 2]| of("llama", "blk.1.ffn_up.weight", found);
     refuses(&model, &shape([128, 64]), Kind::Shape, &["blk.1.ffn_up.weight", "[128, 64]", "[96, 64]", "the base that"]);
     refuses(&model, &shape([96, 32]), Kind::Shape, &["blk.1.ffn_up.weight", "[96, 32]", "[96, 64]"]);
@@ -354,7 +365,11 @@ fn what_is_no_low_rank_pair_is_refused_by_name() {
     no(write(&all, &[q_a]), Kind::Input, &["blk.0.attn_q.weight.lora_b", "is missing"]);
     no(write(&all, &[q_b]), Kind::Input, &["blk.0.attn_q.weight.lora_b", "no half of a low-rank pair"]);
     no(write(&all, &[q_a, (q_b.0, &[64, 8])]), Kind::Shape, &["attn_q", "[4, 64]", "[64, 8]", "no common rank"]);
-    no(write(&all, &[("blk.0.attn_norm.weight.lora_a", &[4, 64]), ("blk.0.attn_norm.weight.lora_b", &[64, 4])]), Kind::Input, &["attn_norm", "not applied"]);
+    no(
+        write(&all, &[("blk.0.attn_norm.weight.lora_a", &[4, 64]), ("blk.0.attn_norm.weight.lora_b", &[64, 4])]),
+        Kind::Input,
+        &["attn_norm", "not applied"],
+    );
     no(write(&all, &[(q_a.0, &[2, 2, 64]), q_b]), Kind::Shape, &["lora_a", "3 dimensions"]);
     no(write(&all, &[]), Kind::Input, &["without a tensor"]);
     let with = |key: &str, value: Option<Value>| {
@@ -363,7 +378,11 @@ fn what_is_no_low_rank_pair_is_refused_by_name() {
         keys.extend(value.map(|v| (key.to_owned(), v)));
         write(&keys, &[q_a, q_b])
     };
-    no(with("general.type", Some(Value::Str("model".into()))), Kind::Input, &["general.type", "is model", "--adapter-only"]);
+    no(
+        with("general.type", Some(Value::Str("model".into()))),
+        Kind::Input,
+        &["general.type", "is model", "--adapter-only"],
+    );
     no(with("general.type", None), Kind::Input, &["general.type", "is missing"]);
     no(with("adapter.type", Some(Value::Str("control".into()))), Kind::Input, &["adapter.type", "is control"]);
     no(with("adapter.lora.alpha", Some(Value::F32(f32::NAN))), Kind::Input, &["adapter.lora.alpha", "NaN"]);

@@ -8,8 +8,8 @@ pub mod compare;
 pub mod rank_test;
 mod suite;
 
-use super::ort::OrtArgs;
 use super::adapter::{self, Named};
+use super::ort::OrtArgs;
 use super::run::RunEngine;
 use super::{show, targets};
 use crate::cli::Global;

@@ -27,7 +27,9 @@ fn served(slots: usize) -> Server {
 /// What a session of its own writes.
 fn alone(adapter: Option<usize>, prompt: &str) -> String {
     let mut session = Session::new(&model(), &options()).unwrap();
-    adapters().iter().for_each(|a| drop(session.add_adapter(a, 1.0).unwrap()));
+    for (i, adapter) in adapters().iter().enumerate() {
+        assert_eq!(session.add_adapter(adapter, 1.0).unwrap(), i);
+    }
     session.use_adapter(adapter).unwrap();
     let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
     session.generate_text(prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap().text
@@ -39,7 +41,8 @@ fn a_name_with_a_colon_asks_for_an_adapter_and_turns_may_change_it() {
     for slots in [1, 3] {
         let server = served(slots);
         let ask = |name: &str, prompt: &str| {
-            let reply = post(&server, "/v1/completions", json!({"model": name, "prompt": prompt, "max_tokens": 12})).json();
+            let reply =
+                post(&server, "/v1/completions", json!({"model": name, "prompt": prompt, "max_tokens": 12})).json();
             assert_eq!(reply["model"], name, "{reply}");
             reply["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
         };
@@ -53,7 +56,8 @@ fn a_name_with_a_colon_asks_for_an_adapter_and_turns_may_change_it() {
             }
         }
         assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
-        let nameless = post(&server, "/v1/completions", json!({"prompt": "The sea is wide and", "max_tokens": 12})).json();
+        let nameless =
+            post(&server, "/v1/completions", json!({"prompt": "The sea is wide and", "max_tokens": 12})).json();
         assert_eq!(nameless["choices"][0]["text"].as_str(), Some(texts[0].as_str()));
     }
 }
@@ -74,7 +78,10 @@ fn adapters_are_listed_and_a_name_that_is_none_is_not_found() {
         post(&server, &format!("/v2/models/{name}/infer"), json!({"inputs": [input], "parameters": {"max_tokens": 12}}))
     };
     let reply = infer("tiny:second").json();
-    assert_eq!((&reply["model_name"], reply["outputs"][0]["data"][0].as_str()), (&json!("tiny:second"), Some(alone(Some(1), "The sea").as_str())));
+    assert_eq!(
+        (&reply["model_name"], reply["outputs"][0]["data"][0].as_str()),
+        (&json!("tiny:second"), Some(alone(Some(1), "The sea").as_str()))
+    );
     assert_eq!(infer("tiny:third").status, 404);
     let body = json!({"model": "tiny:first", "prompt": "The sea", "max_tokens": 12, "stream": true});
     let chunks = post(&server, "/v1/completions", body).chunks();

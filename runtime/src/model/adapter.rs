@@ -66,7 +66,8 @@ impl Adapter {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() {
-            let message = "is a folder; an adapter is one file, as `edgeft quantize RUN --adapter-only --out FILE` writes it";
+            let message =
+                "is a folder; an adapter is one file, as `edgeft quantize RUN --adapter-only --out FILE` writes it";
             return Err(Error::new(Kind::Input, path.display().to_string(), message));
         }
         Self::of(GgufFile::open(path)?, &path.display().to_string())
@@ -144,7 +145,8 @@ fn place(pair: &Pair, gguf: &Gguf) -> Result<usize> {
     };
     let dims = &gguf.tensors[at].dims;
     let whole = |i: usize| dims.get(i).map_or(1, |d| *d as usize);
-    let found = if pair.is_embedding() { [pair.a.len() / pair.rank, pair.out] } else { [pair.out, pair.a.len() / pair.rank] };
+    let found =
+        if pair.is_embedding() { [pair.a.len() / pair.rank, pair.out] } else { [pair.out, pair.a.len() / pair.rank] };
     if found != [whole(1), whole(0)] {
         let message = format!("the adapter's pair gives {found:?}, the model has {:?}", [whole(1), whole(0)]);
         return wrong(Kind::Shape, message);
@@ -161,12 +163,16 @@ fn read(file: &GgufFile, name: &str) -> Result<Inner> {
             other => other?,
         };
         if found != wanted {
-            let message = format!("is {found}, where an adapter has `{wanted}`; `edgeft quantize RUN --adapter-only` writes one");
+            let message =
+                format!("is {found}, where an adapter has `{wanted}`; `edgeft quantize RUN --adapter-only` writes one");
             return refuse(key, message);
         }
     }
     if gguf.get("adapter.alora.invocation_tokens").is_some() {
-        return refuse("adapter.alora.invocation_tokens", "an adapter that words of the prompt switch on is not read".into());
+        return refuse(
+            "adapter.alora.invocation_tokens",
+            "an adapter that words of the prompt switch on is not read".into(),
+        );
     }
     let arch = gguf.str("general.architecture")?.to_owned();
     let alpha = match gguf.f32("adapter.lora.alpha") {
@@ -193,11 +199,13 @@ fn read(file: &GgufFile, name: &str) -> Result<Inner> {
 }
 
 fn pair(file: &GgufFile, tensor: &str, alpha: f32) -> Result<Pair> {
-    let block = |rest: &str| rest.split_once('.').is_some_and(|(_, part)| {
-        part.strip_suffix(".weight").is_some_and(|part| OF_A_BLOCK.contains(&part))
-    });
+    let block = |rest: &str| {
+        rest.split_once('.')
+            .is_some_and(|(_, part)| part.strip_suffix(".weight").is_some_and(|part| OF_A_BLOCK.contains(&part)))
+    };
     if !OF_A_HEAD.contains(&tensor) && !tensor.strip_prefix("blk.").is_some_and(block) {
-        let message = "a pair beside it is not applied, only beside the matrices of blocks, the head and the token embedding";
+        let message =
+            "a pair beside it is not applied, only beside the matrices of blocks, the head and the token embedding";
         return Err(Error::new(Kind::Input, format!("tensor `{tensor}`"), message));
     }
     let ([a_cols, a_rows], a) = half(file, &format!("{tensor}.lora_a"))?;

@@ -95,7 +95,8 @@ impl Adapters {
             return;
         }
         // The embedding's pair is no part of a head that is tied to it.
-        let beside = |s: &Self, t: usize| s.pair(t, linear.index).map_or(0, |(p, _)| if p.is_embedding() { 0 } else { p.rank });
+        let beside =
+            |s: &Self, t: usize| s.pair(t, linear.index).map_or(0, |(p, _)| if p.is_embedding() { 0 } else { p.rank });
         let most = (0..n).map(|t| beside(self, t)).max().unwrap_or(0);
         if most == 0 {
             return;
@@ -184,7 +185,8 @@ mod tests {
         for (i, y) in together.iter().enumerate().filter(|(i, _)| i / WIDTH != 1) {
             let (t, row) = (i / WIDTH, i % WIDTH);
             let low = |k: usize| (0..COLS).map(|c| f64::from(a[k * COLS + c] * x[t * COLS + c])).sum::<f64>();
-            let delta: f64 = (0..RANK).map(|k| 0.5 * low(k) * f64::from(b[k * (WIDTH + 2 * BEFORE) + BEFORE + row])).sum();
+            let delta: f64 =
+                (0..RANK).map(|k| 0.5 * low(k) * f64::from(b[k * (WIDTH + 2 * BEFORE) + BEFORE + row])).sum();
             assert!((f64::from(before[i]) + delta - f64::from(*y)).abs() < 1e-4, "row {t}, number {row}");
         }
     }
