@@ -80,9 +80,9 @@ fn a_scale_of_its_own_a_rank_of_its_own_and_a_head_come_along() {
 #[test]
 fn an_encoder_and_a_quantized_base_take_one_too() {
     let folder = folder(&Tiny::bert());
-    let pairs: String = (0..24)
-        .map(|i| json!({"anchor": format!("the cat {i}"), "positive": format!("a cat {i}")}).to_string() + "\n")
-        .collect();
+    let word = |i: usize| data::WORDS[i % data::WORDS.len()];
+    let pair = |i: usize| json!({"query": format!("the {} and {}", word(i), word(3 * i)), "document": word(i + 7)});
+    let pairs: String = (0..24).map(|i| format!("{}\n", pair(i))).collect();
     folder.write("d.jsonl", pairs);
     folder.edgeft(&format!("tune --model base --task embed --data d.jsonl --out run {TUNE}")).ok();
     is_one_model(&folder, "run", "bert");
