@@ -83,8 +83,8 @@ fn measure(w: &Matrix, n: usize, level: Level) -> (f64, f64) {
     let x: Vec<f32> = (0..n * w.cols).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
     let mut acts = Acts::default();
     acts.set(&x, w.cols);
-    acts.prepare(Form::of(w.ty));
-    let (mut out, mut scratch) = (vec![0.0; ROWS * n], vec![0.0; w.cols]);
+    acts.prepare(Form::of(w.ty), kernels.turn(w.ty, n));
+    let (mut out, mut scratch) = (vec![0.0; ROWS * n], vec![0.0; Kernels::scratch(w.cols)]);
     let mut once = || {
         for first in (0..w.rows).step_by(ROWS) {
             kernels.rows(w, first, &acts, &mut out, &mut scratch);

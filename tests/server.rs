@@ -3,6 +3,8 @@
 
 mod adapters;
 mod api;
+mod batch;
+mod load;
 mod network;
 
 use edgeft::export;

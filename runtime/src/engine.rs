@@ -142,6 +142,11 @@ pub trait Engine: Send {
     fn len(&self, seq: usize) -> usize;
     /// Forgets a sequence's tokens from position `len` on.
     fn truncate(&mut self, seq: usize, len: usize);
+    /// Makes `to` hold the first `len` tokens of `from`, as if it had read them; `false` where the engine cannot, and `to` is
+    /// then as before. Copied to itself, a sequence stays as it is: that only asks whether the engine can.
+    fn copy(&mut self, _from: usize, _to: usize, _len: usize) -> bool {
+        false
+    }
     /// Tokens that a sequence may hold.
     fn capacity(&self) -> usize;
     /// Number of sequences.

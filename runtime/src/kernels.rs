@@ -14,7 +14,7 @@ pub mod scalar;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;
-use acts::Acts;
+use acts::{Acts, Turn};
 use attention::Seen;
 
 /// Rows of one weight matrix.
@@ -121,8 +121,24 @@ impl Kernels {
         self.level
     }
 
-    /// Rows `first..first + out.len() / n` of `w` times every activation row: `out[r][t]`, n activation rows side by side.
-    /// - `scratch`: `w.cols` floats
+    /// How n rows of activations must be turned besides, for weights of `ty`.
+    pub fn turn(&self, ty: GgmlType, n: usize) -> Turn {
+        #[cfg(target_arch = "x86_64")]
+        if let (Level::Avx512, Some(cpu)) = (self.level, avx512::Avx512::detect()) {
+            return cpu.turn(ty, n);
+        }
+        let _ = (ty, n);
+        None
+    }
+
+    /// Floats of scratch for rows of `cols` weights: a row decoded, or eight of them in a panel.
+    pub fn scratch(cols: usize) -> usize {
+        4 * cols + 1024
+    }
+
+    /// Rows `first..first + out.len() / n` of `w` times every activation row: `out[r][t]`, n activation rows side by side,
+    /// prepared as [`Form::of`](acts::Form::of) and [`Kernels::turn`] say.
+    /// - `scratch`: [`Kernels::scratch`] floats
     pub fn rows(&self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         match self.level {
@@ -161,21 +177,21 @@ impl Kernels {
     }
 
     /// See [`attention::attend`].
-    pub fn attend(&self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+    pub fn attend(&self, q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         match self.level {
             Level::Avx512 => {
                 if let Some(cpu) = avx512::Avx512::detect() {
-                    return cpu.attend(q, seen, scores, row, out);
+                    return cpu.attend(q, seen, scratch, out);
                 }
             }
             Level::Avx2 => {
                 if let Some(cpu) = avx2::Avx2::detect() {
-                    return cpu.attend(q, seen, scores, row, out);
+                    return cpu.attend(q, seen, scratch, out);
                 }
             }
             Level::Scalar => {}
         }
-        attention::attend(q, seen, scores, row, out);
+        attention::attend(q, seen, scratch, out);
     }
 }

@@ -112,6 +112,26 @@ impl KvCache {
         self.lens[seq] += n;
     }
 
+    /// Makes `to` hold the first `len` tokens of `from` and no more; `false`, and all as before, when that holds fewer, or there
+    /// is no memory.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) -> bool {
+        if from == to || len > self.lens[from] {
+            return len <= self.lens[from];
+        }
+        let before = std::mem::take(&mut self.lens[to]);
+        if self.reserve(to, len).is_err() {
+            self.lens[to] = before;
+            return false;
+        }
+        let (n, elements) = (self.n_layers, len * self.width);
+        for layer in 0..n {
+            let Ok([from, to]) = self.stores.get_disjoint_mut([from * n + layer, to * n + layer]) else { return false };
+            from.iter().zip(to).for_each(|(from, to)| to.take(from, elements));
+        }
+        self.lens[to] = len;
+        true
+    }
+
     /// Forgets a sequence's tokens from position `len` on.
     pub fn truncate(&mut self, seq: usize, len: usize) {
         self.lens[seq] = self.lens[seq].min(len);
@@ -136,6 +156,21 @@ impl Store {
                 v.resize(at + x.len(), f16::ZERO);
                 v[at..].convert_from_f32_slice(x);
             }
+        }
+    }
+
+    /// Becomes the first `elements` of another store of its type.
+    fn take(&mut self, other: &Self, elements: usize) {
+        match (self, other) {
+            (Self::F32(to), Self::F32(from)) => {
+                to.clear();
+                to.extend_from_slice(&from[..elements]);
+            }
+            (Self::F16(to), Self::F16(from)) => {
+                to.clear();
+                to.extend_from_slice(&from[..elements]);
+            }
+            _ => {} // all stores of a cache have one type
         }
     }
 
@@ -170,6 +205,24 @@ mod tests {
             cache.write(0, 0, &[5.0, 6.0], &[0.0; 2]);
             cache.advance(0, 1);
             assert_eq!((keys(&cache, 2), cache.len(0)), (vec![1.0, 2.0, 5.0, 6.0], 2));
+        }
+    }
+
+    #[test]
+    fn a_copied_beginning_is_the_others_and_apart_from_it() {
+        for ty in [KvType::F32, KvType::F16] {
+            let mut cache = KvCache::new(2, 1, 2, 4, ty);
+            cache.reserve(1, 2).unwrap();
+            cache.write(1, 0, &[1.0, 2.0, 3.0, 4.0], &[0.0; 4]);
+            cache.advance(1, 2);
+            assert!(!cache.copy(1, 0, 3), "more than there is");
+            assert!(cache.copy(1, 0, 1));
+            cache.reserve(0, 1).unwrap();
+            cache.write(0, 0, &[5.0, 6.0], &[0.0; 2]);
+            cache.advance(0, 1);
+            assert_eq!((keys(&cache, 2), cache.len(0)), (vec![1.0, 2.0, 5.0, 6.0], 2));
+            assert!(cache.copy(1, 0, 2));
+            assert_eq!(keys(&cache, 2), [1.0, 2.0, 3.0, 4.0]);
         }
     }
 

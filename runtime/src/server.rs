@@ -11,7 +11,8 @@
 //! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
-//! - [`worker`]: the one thread that owns the engine, and the bounded queue before it
+//! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
+//! - [`memory`]: what all that may take, before it is taken
 //! - [`sse`]: answers that stream
 //! - [`setup`], [`signals`]: address and keys, as they are typed; what the system tells the process
 //!
@@ -22,10 +23,12 @@ mod accept;
 mod ask;
 mod guard;
 mod handlers;
+pub mod memory;
 mod metrics;
 mod names;
 mod openapi;
 mod page;
+mod queue;
 mod reply;
 mod routes;
 mod schema;
@@ -46,6 +49,7 @@ pub use guard::Access;
 use guard::Keys;
 use metrics::Metrics;
 use names::Names;
+use queue::Queue;
 use std::future::IntoFuture;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
@@ -54,7 +58,6 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
-use worker::Queue;
 
 /// Threads that speak HTTP, and threads that tokenize; few, since the engine wants the cores.
 const HTTP_THREADS: usize = 1;
@@ -69,6 +72,10 @@ pub struct Limits {
     pub connections: usize,
     /// Requests that wait for the engine; one more is answered 429.
     pub queue: usize,
+    /// Answers, or lists of texts, that go on beside each other; never more than the session has sequences.
+    pub parallel: usize,
+    /// From a request to its whole answer; later is answered 504.
+    pub request: Duration,
     /// Bytes of a request's body; more is answered 413.
     pub body_bytes: usize,
     /// From a connection's start, or its last answer, to a request's whole head.
@@ -87,6 +94,8 @@ impl Default for Limits {
         Self {
             connections: 256,
             queue: 32,
+            parallel: memory::PARALLEL,
+            request: seconds(1800),
             body_bytes: 2 << 20,
             head: seconds(30),
             body: seconds(30),
@@ -160,11 +169,10 @@ impl Loaded {
         Self::with_slots(model, options, 1)
     }
 
-    /// The same with `n` caches, so that as many chats go on where they were; a model that does not generate has one.
+    /// The same with `n` sequences, so that as many answers go on beside each other, and as many chats where they were.
     /// # Errors
     /// As [`Loaded::new`].
     pub fn with_slots(model: &Model, options: &SessionOptions, n: usize) -> Result<Self> {
-        let n = if model.task() == Task::Generate { n } else { 1 };
         Ok(Self { session: Session::with_slots(model, options, n)?, chat: model.chat()?.cloned() })
     }
 
@@ -392,7 +400,7 @@ fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
         Ok(mut loaded) => {
             let _ = shared.serving.set(Serving::of(&loaded));
             shared.set(Phase::Ready);
-            worker::work(&mut loaded.session, &shared.queue, &shared.metrics);
+            worker::work(&mut loaded.session, &shared.queue, &shared.metrics, &shared.config.limits);
         }
         Err(error) => shared.set(Phase::Failed(Some(error))),
     }

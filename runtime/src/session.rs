@@ -1,10 +1,13 @@
-//! Prompt -> prefill -> decode -> whole UTF-8 pieces; a text -> labels; a question -> a span. One sequence at a time.
+//! Prompt -> prefill -> decode -> whole UTF-8 pieces; a text -> labels; a question -> a span. One sequence at a time, or
+//! several side by side: [`batch`].
 //!
 //! A session owns an engine and remembers which tokens its caches hold, so a prompt that begins like an earlier one is
 //! read only from where they part: [`slots`].
 
 mod adapters;
 mod answer;
+pub mod batch;
+mod progress;
 mod slots;
 mod stop;
 mod text;
@@ -13,15 +16,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use crate::chat::chat_ids;
-use crate::clock::Clock;
 use crate::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
-use crate::sample::{Sampler, Sampling, logprob, softmax, top_logprobs};
-use crate::tokenizer::{PieceStream, Tokenizer};
+use crate::sample::{Sampling, softmax};
+use crate::tokenizer::Tokenizer;
+pub(crate) use answer::Search;
 pub use answer::{Answer, MAX_WRITTEN, Span, best_span};
+use progress::Progress;
 use slots::Slots;
-use stop::StopStrings;
 
 /// Prompt tokens between two looks at whether somebody still waits.
 const PREFILL: usize = 256;
@@ -166,7 +169,7 @@ pub struct LabelScore {
     pub score: f32,
 }
 
-/// One engine, one sequence at a time.
+/// One engine.
 pub struct Session {
     engine: Box<dyn Engine>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -174,6 +177,8 @@ pub struct Session {
     labels: Vec<String>,
     slots: Slots,
     n_adapters: usize,
+    /// Rows of the last step of a batch, kept for their memory.
+    rows: Vec<f32>,
 }
 
 impl std::fmt::Debug for Session {
@@ -211,7 +216,7 @@ impl Session {
         labels: Vec<String>,
     ) -> Self {
         let slots = Slots::new(engine.n_seqs());
-        Self { engine, tokenizer, task, labels, slots, n_adapters: 0 }
+        Self { engine, tokenizer, task, labels, slots, n_adapters: 0, rows: Vec::new() }
     }
 
     /// Tokens that prompt and answer may hold together.
@@ -240,6 +245,9 @@ impl Session {
 
     /// Forgets what the cache in use holds.
     pub fn reset(&mut self) {
+        if !self.slots.find_idle() {
+            return; // all are held by generations that go on
+        }
         self.engine.truncate(self.slots.seq(), 0);
         self.slots.tokens().clear();
     }
@@ -254,10 +262,8 @@ impl Session {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation> {
-        self.must_be("generate", &[Task::Generate, Task::Answer])?;
-        if prompt.len() >= self.capacity() {
-            return Err(too_long("prompt", prompt.len(), self.capacity(), "leaves no room for an answer"));
-        }
+        self.may_generate(prompt)?;
+        self.find_idle()?;
         let generation = self.run(prompt, options, on_piece);
         if generation.is_err() {
             self.reset(); // the cache may hold half a step
@@ -271,104 +277,22 @@ impl Session {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation> {
-        let start = Clock::start();
-        let tokenizer = self.tokenizer.clone();
-        let mut sampler = Sampler::new(options.sampling.clone())?;
-        let mut stop = StopStrings::new(&options.stop)?;
-        let own_ids = || tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
-        let stop_ids = options.stop_ids.clone().unwrap_or_else(own_ids);
-        let max_tokens = options.max_tokens.min(self.capacity() - prompt.len());
-        let mut stream = tokenizer.as_deref().map(PieceStream::new);
-        if options.own_text {
-            stream = stream.map(PieceStream::from_the_start);
+        let mut one = Progress::new(self.tokenizer.clone(), self.capacity(), prompt, options)?;
+        if one.wants_nothing() {
+            return Ok(one.finish());
         }
-
-        let mut out = Generation {
-            token_ids: Vec::new(),
-            text: String::new(),
-            finish_reason: FinishReason::Length,
-            timings: Timings { prompt_tokens: prompt.len(), ..Timings::default() },
-        };
-        if max_tokens == 0 {
-            return Ok(out);
-        }
-        self.settle()?;
+        self.settle(self.slots.seq(), self.slots.adapter)?;
+        one.cached(self.keep_common(prompt));
         let mut row = Vec::new(); // (V)
-        out.timings.cached_tokens = self.keep_common(prompt);
-        if self.prefill(&prompt[out.timings.cached_tokens..], &mut row, on_piece)?.is_break() {
-            out.finish_reason = FinishReason::Cancelled;
-            return Ok(out);
-        }
-
-        let mut history = prompt.to_vec();
-        let mut last = None;
-        let mut decode_ms = 0.0;
         loop {
-            let plain = options.logprobs.map(|_| row.clone()); // the penalty changes the row
-            let id = sampler.next(&mut row, &history)?;
-            let now = start.ms();
-            match last.replace(now) {
-                None => out.timings.ttft_ms = now,
-                Some(before) => {
-                    out.timings.itl_ms.push(now - before);
-                    decode_ms += now - before;
-                }
-            }
-            if stop_ids.contains(&id) {
-                out.finish_reason = FinishReason::Stop;
-                break;
-            }
-            history.push(id);
-            out.token_ids.push(id);
-            let text = stream.as_mut().map_or_else(String::new, |s| s.push(id));
-            let text = stop.push(&text);
-            out.text.push_str(&text);
-            let logprobs = plain
-                .zip(options.logprobs)
-                .and_then(|(row, n)| Some(TokenLogprobs { logprob: logprob(&row, id)?, top: top_logprobs(&row, n) }));
-            if on_piece(&Piece { token: Some(id), text: &text, logprobs }).is_break() {
-                out.finish_reason = FinishReason::Cancelled;
-                break;
-            }
-            if stop.hit() {
-                out.finish_reason = FinishReason::Stop;
-                break;
-            }
-            if out.token_ids.len() == max_tokens {
-                break;
-            }
-            self.step(&[id], Rows::Last, &mut row)?;
-        }
-        if out.finish_reason != FinishReason::Cancelled {
-            let rest = stream.map_or_else(String::new, |mut s| s.finish());
-            let mut rest = stop.push(&rest);
-            rest.push_str(&stop.finish());
-            out.text.push_str(&rest);
-            if !rest.is_empty() && on_piece(&Piece { token: None, text: &rest, logprobs: None }).is_break() {
-                out.finish_reason = FinishReason::Cancelled;
+            let (tokens, rows) = one.next(PREFILL);
+            let n = tokens.len();
+            self.step(tokens, rows, &mut row)?;
+            let row = (rows == Rows::Last).then_some(row.as_mut_slice());
+            if one.take(n, row, on_piece)?.is_break() {
+                return Ok(one.finish());
             }
         }
-        let n = out.timings.itl_ms.len();
-        out.timings.decode_tokens_per_s = (n > 0 && decode_ms > 0.0).then(|| n as f64 / decode_ms * 1e3);
-        Ok(out)
-    }
-
-    /// Reads a prompt's rest and leaves the last row in `row`; breaks when nobody waits any more.
-    fn prefill(
-        &mut self,
-        tokens: &[u32],
-        row: &mut Vec<f32>,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        let mut chunks = tokens.chunks(PREFILL).peekable();
-        while let Some(chunk) = chunks.next() {
-            let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
-            self.step(chunk, rows, row)?;
-            if chunks.peek().is_some() && on_piece(&Piece { token: None, text: "", logprobs: None }).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
     }
 
     fn step(&mut self, tokens: &[u32], rows: Rows, out: &mut Vec<f32>) -> Result<()> {
@@ -392,10 +316,15 @@ impl Session {
     pub fn classify(&mut self, ids: &[u32]) -> Result<Vec<LabelScore>> {
         self.must_be("classify", &[Task::Classify])?;
         let row = self.whole(ids, None, Rows::Last)?;
+        Ok(self.labelled(&row))
+    }
+
+    /// What a row of a classifier says, likeliest first.
+    pub(crate) fn labelled(&self, row: &[f32]) -> Vec<LabelScore> {
         let mut all: Vec<LabelScore> =
-            self.labels.iter().cloned().zip(softmax(&row)).map(|(label, score)| LabelScore { label, score }).collect();
+            self.labels.iter().cloned().zip(softmax(row)).map(|(label, score)| LabelScore { label, score }).collect();
         all.sort_by(|a, b| b.score.total_cmp(&a.score));
-        Ok(all)
+        all
     }
 
     /// The vector of a text given as ids, of length 1.
@@ -404,10 +333,7 @@ impl Session {
     pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         self.must_be("embed", &[Task::Embed])?;
         let mut row = self.whole(ids, None, Rows::Last)?;
-        let norm = row.iter().map(|&x| x as f64 * x as f64).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            row.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
-        }
+        unit(&mut row);
         Ok(row)
     }
 
@@ -425,18 +351,42 @@ impl Session {
 
     /// A whole sequence from an empty cache, which is empty again afterwards.
     fn whole(&mut self, ids: &[u32], types: Option<&[u8]>, rows: Rows) -> Result<Vec<f32>> {
+        self.may_read(ids)?;
+        self.find_idle()?;
+        self.reset();
+        self.settle(self.slots.seq(), self.slots.adapter)?;
+        let mut out = Vec::new();
+        let result = self.engine.forward(&[Run { seq: self.slots.seq(), tokens: ids, types, rows }], &mut out);
+        self.reset();
+        result.map(|()| out)
+    }
+
+    fn may_read(&self, ids: &[u32]) -> Result<()> {
         if ids.is_empty() {
             return Err(Error::new(Kind::Input, "text", "it has no tokens"));
         }
         if ids.len() > self.capacity() {
             return Err(too_long("text", ids.len(), self.capacity(), "is too long"));
         }
-        self.reset();
-        self.settle()?;
-        let mut out = Vec::new();
-        let result = self.engine.forward(&[Run { seq: self.slots.seq(), tokens: ids, types, rows }], &mut out);
-        self.reset();
-        result.map(|()| out)
+        Ok(())
+    }
+
+    fn may_generate(&self, prompt: &[u32]) -> Result<()> {
+        self.must_be("generate", &[Task::Generate, Task::Answer])?;
+        if prompt.is_empty() {
+            return Err(Error::new(Kind::Input, "prompt", "it has no tokens"));
+        }
+        if prompt.len() >= self.capacity() {
+            return Err(too_long("prompt", prompt.len(), self.capacity(), "leaves no room for an answer"));
+        }
+        Ok(())
+    }
+
+    fn find_idle(&mut self) -> Result<()> {
+        match self.slots.find_idle() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Limit, "sequences", "all are held by generations that go on; end one first")),
+        }
     }
 
     fn must_be(&self, verb: &str, tasks: &[Task]) -> Result<()> {
@@ -448,6 +398,14 @@ impl Session {
             "model",
             format!("its task is {:?}, so it cannot {verb}", self.task).to_lowercase(),
         ))
+    }
+}
+
+/// Brings a vector to length 1.
+pub(crate) fn unit(row: &mut [f32]) {
+    let norm = row.iter().map(|&x| x as f64 * x as f64).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        row.iter_mut().for_each(|x| *x = (*x as f64 / norm) as f32);
     }
 }
 

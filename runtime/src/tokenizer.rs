@@ -22,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 pub use specials::FolderFiles;
 pub use stream::PieceStream;
+pub(crate) use stream::Pieces;
 
 /// What a vocabulary entry is for; GGUF's `token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,11 @@
 //! - one model on one engine is measured here, in this process
 //! - [`suite`]: engines × models, each in a process of its own, so that memory and loading are its own too
 //! - [`compare`], [`rank_test`]: an earlier bench against this one
+//! - [`load`], [`client`]: servers that speak OpenAI's API, under a load
 
+mod client;
 pub mod compare;
+mod load;
 pub mod rank_test;
 mod suite;
 
@@ -38,15 +41,16 @@ use std::time::Instant;
     token's time is one forward, the choice and its text. `engine_only` in the JSON leaves all but the forwards out, as\n\
     llama-bench does. p99 is null below 200 steps.\n\n\
     Example:\n  edgeft bench model.gguf --threads 2\n  edgeft bench model.gguf --json > before.json\n  edgeft bench model.gguf --compare before.json\n  \
-    edgeft bench model.gguf --engine auto\n  edgeft bench --suite models/ --html bench.html\n\
+    edgeft bench model.gguf --engine auto\n  edgeft bench --suite models/ --html bench.html\n  \
+    edgeft bench --server http://127.0.0.1:8080 --server http://127.0.0.1:8081 --concurrency 1,4,16 --seconds 60\n\
     Exit code 3: slower than FILE, by 5 % or more and beyond chance (p < 0.01).\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct BenchArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
-    #[arg(value_name = "MODEL", required_unless_present = "suite")]
+    #[arg(value_name = "MODEL", required_unless_present_any = ["suite", "server"])]
     pub model: Option<String>,
     /// GGUF adapter beside the model, at SCALE times its strength [default: 1]
-    #[arg(long, value_name = "FILE[=SCALE]", conflicts_with = "suite")]
+    #[arg(long, value_name = "FILE[=SCALE]", conflicts_with_all = ["suite", "server"])]
     pub adapter: Option<String>,
     /// Where to compute; `auto` tries every engine that this build and machine have [default: ort for an ONNX folder, cpu for
     /// everything else; with --suite: auto]
@@ -76,12 +80,32 @@ pub struct BenchArgs {
     /// Measure every model in this folder (.gguf files, ONNX folders) on every engine
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "target", "compare"])]
     pub suite: Option<PathBuf>,
+    /// Measure a server of OpenAI's API by streamed completions; two take turns and are shown as ratios (repeatable)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "suite", "target", "compare", "engine"])]
+    pub server: Vec<String>,
+    /// Name of the model to ask a server for [default: the first in its list]
+    #[arg(long = "model", value_name = "NAME", requires = "server")]
+    pub served: Option<String>,
+    /// Clients at once, one load after another; each asks again once it is answered
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 2, 4, 8], requires = "server")]
+    pub concurrency: Vec<usize>,
+    /// Requests a second in place of clients, sent whether or not earlier ones are answered
+    #[arg(long, value_name = "R", requires = "server", conflicts_with = "concurrency")]
+    pub rate: Option<f64>,
+    /// Seconds that each server is asked at each load
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds, requires = "server")]
+    pub seconds: f64,
     /// Write the table and a plot as one self-contained page
     #[arg(long, value_name = "FILE", requires = "suite")]
     pub html: Option<PathBuf>,
     /// Replace an existing page
     #[arg(long, requires = "html")]
     pub force: bool,
+}
+
+/// A time that ends.
+fn seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|s| (0.1..=86_400.0).contains(s)).ok_or_else(|| "give 0.1 to 86400".into())
 }
 
 /// Engines, and the choice among them by measuring.
@@ -112,10 +136,13 @@ impl BenchEngine {
 
 /// Runs the verb.
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    if !args.server.is_empty() {
+        return load::run(args, global);
+    }
     if let Some(folder) = &args.suite {
         return suite::run(args, folder, global);
     }
-    let Some(model) = &args.model else { crate::bad_input!("give a MODEL, or --suite DIR") };
+    let Some(model) = &args.model else { crate::bad_input!("give a MODEL, --suite DIR or --server URL") };
     match args.engine {
         Some(BenchEngine::Auto) => suite::auto(args, model, global),
         engine => one(args, model, engine.map(|e| e.backends()[0]), global),

@@ -6,6 +6,7 @@ use super::show;
 use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
+use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
 use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
@@ -21,9 +22,11 @@ use std::time::Duration;
     after_help = "A page to try the model is at /; what may be sent, at /openapi.json; counts and times, at /metrics.\n\
     Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/classify, /v1/answer, /v1/models, /tokenize,\n\
     /detokenize, the Open Inference Protocol under /v2, and for probes /healthz and /readyz.\n\
-    Requests are answered one after another; 32 may wait, one more gets 429. Without `temperature`, the likeliest token is taken.\n\
+    --parallel answers go on beside each other, 32 more requests may wait, one more gets 429. Without `temperature`, the likeliest\n\
+    token is taken. What is asked alone, in company or after a cache hit gets the same answer, on --engine cpu bit for bit.\n\
     Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads the keys again.\n\n\
     Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\n  \
+    edgeft serve model.gguf --parallel 16 --ctx 2048 --deadline 60\n  \
     edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
@@ -56,9 +59,15 @@ pub struct ServeArgs {
     /// Origin of web pages that may ask, such as https://example.org (repeatable) [default: this server's own page alone]
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
-    /// Chats whose next turn reads only its new tokens; each takes the memory of a whole context
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = slots)]
-    pub cache_slots: usize,
+    /// Answers that go on beside each other [default: 4, or as many as there is memory for]
+    #[arg(long, value_name = "N", value_parser = slots)]
+    pub parallel: Option<usize>,
+    /// Chats whose next turn reads only its new tokens, in all; each may take the memory of a whole context [default: --parallel]
+    #[arg(long, value_name = "N", value_parser = slots)]
+    pub cache_slots: Option<usize>,
+    /// Seconds that a request may take, waiting included; later it gets 504
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().request.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    pub deadline: u64,
     /// Seconds that requests may take to end once the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain.as_secs())]
     pub drain: u64,
@@ -76,8 +85,8 @@ pub struct ServeArgs {
 /// Caches are allocated at once, so a slip of the finger must not ask for thousands.
 fn slots(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n @ 1..=64) => Ok(n),
-        _ => Err("give 1 to 64".into()),
+        Ok(n @ 1..=MOST) => Ok(n),
+        _ => Err(format!("give 1 to {MOST}")),
     }
 }
 
@@ -94,12 +103,17 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             hosts: args.allow_host.clone(),
             origins: args.allow_origin.clone(),
         },
-        limits: Limits { drain: Duration::from_secs(args.drain), ..Limits::default() },
+        limits: Limits {
+            drain: Duration::from_secs(args.drain),
+            request: Duration::from_secs(args.deadline),
+            parallel: args.parallel.unwrap_or(PARALLEL),
+            ..Limits::default()
+        },
         adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, model.as_str())
     };
-    let slots = args.cache_slots;
+    let (parallel, kept) = (args.parallel, args.cache_slots);
     let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), ..SessionOptions::default() };
     let (tell, told) = mpsc::channel();
     let server = Server::start(config, {
@@ -109,7 +123,12 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let load = || {
                 let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options };
-                let mut loaded = Loaded::with_slots(&model, &options, slots)?;
+                let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
+                let plan = Plan::new(&model, beside, &options, parallel, kept)?;
+                if let Some(line) = plan.fewer(parallel) {
+                    eprintln!("{line}");
+                }
+                let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
                 for (_, adapter, scale) in &adapters {
                     loaded.session.add_adapter(adapter, *scale)?;
                 }

@@ -40,7 +40,8 @@ Usage:
   edgeft-run run   MODEL.gguf --adapter FILE[=SCALE] ...        bench takes it too; serve: --adapter NAME=FILE[=SCALE]
   edgeft-run bench MODEL.gguf [--prompt 128, or what fits] [--generate 32] [--batch 1] [--runs 5]
   edgeft-run serve MODEL.gguf [--host 127.0.0.1] [--port 8080] [--api-key-file FILE | --insecure-no-auth]
-                   [--cache-slots N] [--drain SECONDS] [--allow-host NAME] [--allow-origin ORIGIN] [--log]
+                   [--parallel N] [--cache-slots N] [--deadline SECONDS] [--drain SECONDS] [--allow-host NAME]
+                   [--allow-origin ORIGIN] [--log]
   edgeft-run health           [--host 127.0.0.1] [--port 8080]      exit code 0 when a server answers there
 
 In place of MODEL.gguf, the folder of a bundle: its files are first compared with its manifest.
@@ -99,8 +100,18 @@ const EVERYWHERE: [&str; 2] = ["--threads", "--ctx"];
 const OF_RUN: [&str; 10] =
     ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context", "--adapter"];
 const OF_BENCH: [&str; 5] = ["--prompt", "--generate", "--batch", "--runs", "--adapter"];
-const OF_SERVE: [&str; 8] =
-    ["--host", "--port", "--api-key-file", "--cache-slots", "--drain", "--allow-host", "--allow-origin", "--adapter"];
+const OF_SERVE: [&str; 10] = [
+    "--host",
+    "--port",
+    "--api-key-file",
+    "--parallel",
+    "--cache-slots",
+    "--deadline",
+    "--drain",
+    "--allow-host",
+    "--allow-origin",
+    "--adapter",
+];
 /// Flags of `serve` that take no value.
 const SWITCHES_OF_SERVE: [&str; 2] = ["--insecure-no-auth", "--log"];
 const OF_HEALTH: [&str; 2] = ["--host", "--port"];

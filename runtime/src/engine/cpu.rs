@@ -123,21 +123,16 @@ impl Engine for CpuEngine {
             }
             self.cache.reserve(run.seq, run.tokens.len())?;
         }
+        self.compute.adapters.lay(runs, |run| run.tokens.len());
         match &mut self.trunk {
-            Trunk::Llama(llama) => {
-                self.compute.adapters.lay(runs, |run| run.tokens.len());
-                llama.forward(&self.model, &mut self.compute, &mut self.cache, runs, out)
-            }
+            Trunk::Llama(llama) => llama.forward(&self.model, &mut self.compute, &mut self.cache, runs, out),
             Trunk::Bert(bert) => {
-                for run in runs {
-                    if self.cache.len(run.seq) > 0 {
-                        let message = "an encoder reads a text whole; forget the sequence first";
-                        return Err(Error::new(Kind::Input, "sequence", message));
-                    }
-                    self.compute.adapters.lay(std::slice::from_ref(run), |run| run.tokens.len());
-                    bert.forward(&self.model, &mut self.compute, run, out)?;
-                    self.cache.advance(run.seq, run.tokens.len());
+                if runs.iter().any(|run| self.cache.len(run.seq) > 0) {
+                    let message = "an encoder reads a text whole; forget the sequence first";
+                    return Err(Error::new(Kind::Input, "sequence", message));
                 }
+                bert.forward(&self.model, &mut self.compute, runs, out)?;
+                runs.iter().for_each(|run| self.cache.advance(run.seq, run.tokens.len()));
                 Ok(())
             }
         }
@@ -149,6 +144,10 @@ impl Engine for CpuEngine {
 
     fn truncate(&mut self, seq: usize, len: usize) {
         self.cache.truncate(seq, len);
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) -> bool {
+        self.cache.copy(from, to, len)
     }
 
     fn capacity(&self) -> usize {

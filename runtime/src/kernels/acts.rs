@@ -5,36 +5,71 @@
 use crate::format::GgmlType;
 use half::f16;
 
-/// Codes whose products with weights are summed together as integers, before the scales come in: a lane of a kernel.
-pub const GROUP: usize = 4;
-
-/// Rows of activations in eight bits: `x[i] = d[i / block] * qs[i]`, `qs` in -127..=127. The parts lie apart, so that a
-/// register takes any number of blocks.
-#[derive(Debug, Default)]
+/// One row of activations in eight bits: `x[i] = d[i / block] * qs[i]`, `qs` in -127..=127. The parts lie apart, so that a
+/// register takes any number of blocks. Blocks of 32 are filled up with zeros to a multiple of four.
+#[derive(Debug, Default, Clone)]
 pub struct Codes {
-    /// (n, cols / block) scales.
+    /// (blocks) scales.
     pub d: Vec<f32>,
-    /// (n, cols) codes.
+    /// (blocks, block) codes.
     pub qs: Vec<i8>,
-    /// (n, cols / 4): -128 times the sum of each four codes. Unsigned weight codes `w + 128` then give `Σ w x` exactly.
-    pub minus128: Vec<i32>,
-    /// (n, cols / 32): sums of each 32 codes, for the mins of the K types; empty in blocks of 32.
+    /// Sums of each 32 codes.
     pub sums: Vec<i16>,
+    /// For kernels that take many rows: by 32 codes, and by 16.
+    pub turned: [Turned; 2],
+}
+
+/// Codes by fours of blocks: a register of weights holds the same step of four blocks of several rows, and meets it here.
+#[derive(Debug, Default, Clone)]
+pub struct Turned {
+    /// (fours of blocks, block / 4 steps): four codes of each of the four blocks.
+    pub qs: Vec<[i8; 16]>,
+    /// (fours of blocks): -128 times each block's sum. Unsigned weight codes `w + 128` then give `Σ w x` exactly.
+    pub minus128: Vec<[i32; 4]>,
+    /// (fours of blocks): scales, where each block has its own.
+    pub d: Vec<[f32; 4]>,
 }
 
 impl Codes {
-    fn clear(&mut self) {
+    /// Takes a row in blocks of `B`.
+    fn fill<const B: usize>(&mut self, x: &[f32], quantize: fn(&[f32; B]) -> (f32, [i8; B])) {
         self.d.clear();
         self.qs.clear();
-        self.minus128.clear();
         self.sums.clear();
+        for x in x.as_chunks::<B>().0 {
+            let (d, qs) = quantize(x);
+            self.d.push(d);
+            self.qs.extend_from_slice(&qs);
+            self.sums.extend(qs.as_chunks::<32>().0.iter().map(|qs| qs.iter().map(|q| i16::from(*q)).sum::<i16>()));
+        }
+        while B == 32 && self.d.len() % 4 > 0 {
+            self.d.push(0.0);
+            self.sums.push(0);
+            self.qs.extend_from_slice(&[0; 32]);
+        }
     }
 
-    fn push(&mut self, d: f32, qs: &[i8]) {
-        self.d.push(d);
-        self.qs.extend_from_slice(qs);
-        let (groups, _) = qs.as_chunks::<GROUP>();
-        self.minus128.extend(groups.iter().map(|g| -128 * g.iter().map(|q| i32::from(*q)).sum::<i32>()));
+    /// Fills `turned` for blocks of `width`, 32 or 16.
+    fn turn(&mut self, width: usize) {
+        let Self { d, qs, turned, .. } = self;
+        let turned = &mut turned[usize::from(width == 16)];
+        turned.qs.clear();
+        turned.minus128.clear();
+        turned.d.clear();
+        for (i, four) in qs.chunks(4 * width).enumerate() {
+            let (mut sums, mut scales) = ([0; 4], [0.0; 4]);
+            let start = turned.qs.len();
+            turned.qs.resize(start + width / 4, [0; 16]);
+            for (j, block) in four.chunks(width).enumerate() {
+                for (step, four) in turned.qs[start..].iter_mut().zip(block.as_chunks::<4>().0) {
+                    step[4 * j..][..4].copy_from_slice(four);
+                }
+                sums[j] = -128 * block.iter().map(|q| i32::from(*q)).sum::<i32>();
+                scales[j] = d[(4 * i + j) * width / (qs.len() / d.len())];
+            }
+            turned.minus128.push(sums);
+            turned.d.push(scales);
+        }
     }
 }
 
@@ -63,6 +98,9 @@ impl Form {
     }
 }
 
+/// Weights of 32 or 16 codes that share a scale, where the kernel for many rows asks for them turned.
+pub type Turn = Option<usize>;
+
 /// n rows of activations in every form that was asked for. Buffers are kept between uses.
 #[derive(Debug, Default)]
 pub struct Acts {
@@ -74,11 +112,16 @@ pub struct Acts {
     pub x: Vec<f32>,
     /// (n, cols), rounded to f16, when prepared.
     pub halves: Vec<f32>,
-    /// In blocks of 32, when prepared.
-    pub q8: Codes,
-    /// In blocks of 256, when prepared.
-    pub q8k: Codes,
+    /// (n) rows in blocks of 32, when prepared.
+    pub q8: Vec<Codes>,
+    /// (n) rows in blocks of 256, when prepared.
+    pub q8k: Vec<Codes>,
+    /// What is prepared.
+    ready: Vec<(Form, Turn)>,
 }
+
+/// Calls a function for each element of a slice, in any order: a pool of threads, or a plain loop.
+pub type ForEach<'a> = &'a dyn Fn(&mut [Codes], &(dyn Fn(usize, &mut Codes) + Sync));
 
 impl Acts {
     /// Takes new rows; forgets the forms of the old ones.
@@ -86,9 +129,7 @@ impl Acts {
         self.x.clear();
         self.x.extend_from_slice(x);
         (self.n, self.cols) = (x.len() / cols, cols);
-        self.halves.clear();
-        self.q8.clear();
-        self.q8k.clear();
+        self.ready.clear();
     }
 
     /// (n, cols) for weights of a float type; [`Acts::prepare`] comes first.
@@ -97,24 +138,34 @@ impl Acts {
     }
 
     /// Makes a form, unless it is there.
-    pub fn prepare(&mut self, form: Form) {
-        match form {
-            Form::F32 => {}
-            Form::F16 if self.halves.is_empty() => self.halves.extend(self.x.iter().map(|x| half_precision(*x))),
-            Form::Q8 if self.q8.d.is_empty() => {
-                for x in self.x.as_chunks::<32>().0 {
-                    let (d, qs) = quantize_q8(x);
-                    self.q8.push(d, &qs);
-                }
+    pub fn prepare(&mut self, form: Form, turn: Turn) {
+        self.prepare_with(form, turn, &|rows, f| rows.iter_mut().enumerate().for_each(|(t, row)| f(t, row)));
+    }
+
+    /// The same, row by row as `for_each` goes.
+    pub fn prepare_with(&mut self, form: Form, turn: Turn, for_each: ForEach) {
+        for step in [(form, None), (form, turn)] {
+            if self.ready.contains(&step) {
+                continue;
             }
-            Form::Q8K if self.q8k.d.is_empty() => {
-                for x in self.x.as_chunks::<256>().0 {
-                    let (d, qs) = quantize_q8k(x);
-                    self.q8k.push(d, &qs);
-                    self.q8k.sums.extend(qs.as_chunks::<32>().0.iter().map(sum));
+            self.ready.push(step);
+            let (x, cols) = (&self.x, self.cols);
+            let rows = match form {
+                Form::F32 => continue,
+                Form::F16 => {
+                    self.halves.clear();
+                    self.halves.extend(x.iter().map(|x| half_precision(*x)));
+                    continue;
                 }
-            }
-            Form::F16 | Form::Q8 | Form::Q8K => {}
+                Form::Q8 => &mut self.q8,
+                Form::Q8K => &mut self.q8k,
+            };
+            rows.resize(rows.len().max(self.n), Codes::default());
+            for_each(&mut rows[..self.n], &|t, row| match (step, &x[t * cols..][..cols]) {
+                ((_, Some(width)), _) => row.turn(width),
+                ((Form::Q8K, None), x) => row.fill(x, quantize_q8k),
+                ((_, None), x) => row.fill(x, quantize_q8),
+            });
         }
     }
 }
@@ -128,11 +179,6 @@ fn half_precision(x: f32) -> f32 {
     let small = (m + 0.5) - 0.5;
     let rounded = if m < f32::from_bits(0x3880_0000) { small } else { normal };
     if x.is_nan() { x } else { rounded.copysign(x) }
-}
-
-/// At most 32 * 127.
-fn sum(qs: &[i8; 32]) -> i16 {
-    qs.iter().map(|q| i16::from(*q)).sum()
 }
 
 /// d = max|x| / 127, q = round(x / d), halves to even. The scale is rounded to f16 afterwards, as in a file.
@@ -213,16 +259,39 @@ mod tests {
         let x: Vec<f32> = (0..512).map(|i| ((i * 31 % 77) as f32 - 30.0) * 0.1).collect();
         let mut acts = Acts::default();
         acts.set(&x, 256);
-        acts.prepare(Form::Q8);
-        acts.prepare(Form::Q8K);
-        for codes in [&acts.q8, &acts.q8k] {
-            for (group, sum) in codes.qs.chunks(4).zip(&codes.minus128) {
-                assert_eq!(group.iter().map(|q| i32::from(*q)).sum::<i32>() * -128, *sum);
+        acts.prepare(Form::Q8, None);
+        acts.prepare(Form::Q8K, None);
+        for codes in acts.q8.iter().chain(&acts.q8k) {
+            for (block, sum) in codes.qs.chunks(32).zip(&codes.sums) {
+                assert_eq!(block.iter().map(|q| i16::from(*q)).sum::<i16>(), *sum);
             }
         }
-        assert_eq!((acts.q8.d.len(), acts.q8k.d.len(), acts.q8k.sums.len()), (16, 2, 16));
-        let whole = |codes: &[i8]| codes.iter().map(|q| i32::from(*q)).sum::<i32>();
-        assert_eq!(acts.q8k.sums.iter().map(|s| i32::from(*s)).sum::<i32>(), whole(&acts.q8k.qs));
+        assert_eq!((acts.q8.len(), acts.q8[1].d.len()), (2, 8));
+        assert_eq!((acts.q8k.len(), acts.q8k[1].d.len(), acts.q8k[1].sums.len()), (2, 1, 8));
+    }
+
+    #[test]
+    fn turned_codes_are_the_same_codes() {
+        // Five blocks of 32: the last four of them are short of three.
+        let x: Vec<f32> = (0..320).map(|i| ((i * 31 % 77) as f32 - 30.0) * 0.1).collect();
+        for width in [32, 16] {
+            let mut acts = Acts::default();
+            acts.set(&x, 160);
+            acts.prepare(Form::Q8, Some(width));
+            for row in &acts.q8 {
+                let turned = &row.turned[usize::from(width == 16)];
+                assert_eq!((row.d.len(), row.qs.len(), turned.qs.len()), (8, 256, 256 / 16));
+                for (i, q) in row.qs.iter().enumerate() {
+                    let (block, within) = (i / width, i % width);
+                    let step = block / 4 * (width / 4) + within / 4;
+                    assert_eq!(turned.qs[step][block % 4 * 4 + within % 4], *q, "{width} {i}");
+                    assert_eq!(turned.d[block / 4][block % 4], row.d[i / 32]);
+                }
+                let sum: i32 = row.qs.iter().map(|q| i32::from(*q)).sum();
+                assert_eq!(turned.minus128.iter().flatten().sum::<i32>(), -128 * sum);
+                assert_eq!(turned.qs.iter().flatten().map(|q| i32::from(*q)).sum::<i32>(), sum);
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! The kernels in AVX2: 16 lanes are two registers, so a block of 32 weights, or each half of 64, has its own. Types without a
-//! function here run the loops of [`super::scalar`], compiled for this level.
+//! The kernels in AVX2: 32 codes are a register, and four blocks' sums are folded into one. Types without a function here run
+//! the loops of [`super::scalar`], compiled for this level.
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
 use super::Matrix;
-use super::acts::Acts;
+use super::acts::{Acts, Codes};
 use super::attention::{self, Seen};
+use super::avx2;
 use super::scalar::{self, TILE};
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
@@ -36,9 +37,9 @@ impl Avx2 {
     }
 
     /// See [`super::Kernels::attend`].
-    pub fn attend(self, q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
+    pub fn attend(self, q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         // SAFETY: as above.
-        unsafe { attend(q, seen, scores, row, out) }
+        unsafe { attend(q, seen, scratch, out) }
     }
 }
 
@@ -57,11 +58,11 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
         };
     }
     match w.ty {
-        GgmlType::Q8_0 => tiles!(dot_q8_0),
-        GgmlType::Q4_0 => tiles!(dot_q4_0),
-        GgmlType::Q4_1 => tiles!(dot_q4_1),
-        GgmlType::Q5_0 => tiles!(dot_q5_0),
-        GgmlType::Q5_1 => tiles!(dot_q5_1),
+        GgmlType::Q8_0 => grid!(dot_q8_0, w, first, acts, out),
+        GgmlType::Q4_0 => grid!(dot_q4_0, w, first, acts, out),
+        GgmlType::Q4_1 => grid!(dot_q4_1, w, first, acts, out),
+        GgmlType::Q5_0 => grid!(dot_q5_0, w, first, acts, out),
+        GgmlType::Q5_1 => grid!(dot_q5_1, w, first, acts, out),
         GgmlType::Q4_K => tiles!(dot_q4_k),
         GgmlType::Q5_K => tiles!(dot_q5_k),
         GgmlType::Q6_K => tiles!(dot_q6_k),
@@ -77,8 +78,8 @@ fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn attend(q: &[f32], seen: &Seen, scores: &mut [f32], row: &mut [f32], out: &mut [f32]) {
-    attention::attend(q, seen, scores, row, out);
+fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
+    attention::attend(q, seen, scratch, out);
 }
 
 #[inline]
@@ -128,8 +129,9 @@ fn pairs(w: __m256i, magnitudes: __m256i, x: __m256i) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn nibbles(bytes: &[u8; 16]) -> __m256i {
-    let low = load_128(bytes);
-    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(low), low), _mm256_set1_epi8(15))
+    // Shifts by words of 32 bits: what comes from the byte above is masked away.
+    let both = _mm256_broadcastsi128_si256(load_128(bytes));
+    _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15))
 }
 
 /// 16 where the fifth bit is set.
@@ -142,105 +144,262 @@ fn fifths(qh: [u8; 4]) -> __m256i {
     _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(16))
 }
 
-/// Blocks of 32 signed codes.
+/// The sums of the eight integers of each of four registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn fold([a, b, c, d]: [__m256i; 4]) -> __m128i {
+    let four = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256::<1>(four))
+}
+
+/// Four halves as floats.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn quad(halves: [f16; 4]) -> __m128 {
+    let bits = |i: usize| u64::from(halves[i].to_bits());
+    _mm_cvtph_ps(_mm_cvtsi64_si128((bits(0) | bits(1) << 16 | bits(2) << 32 | bits(3) << 48) as i64))
+}
+
+/// Sums of products of four blocks of signed codes with four of activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signed<const MORE: u32>(w: [__m256i; 4], x: &[[i8; 32]; 4], _sums: &[i16; 4]) -> __m128i {
+    let ones = _mm256_set1_epi16(1);
+    let of = |j: usize| _mm256_madd_epi16(pairs(w[j], _mm256_abs_epi8(w[j]), load(&x[j])), ones);
+    fold([of(0), of(1), of(2), of(3)])
+}
+
+/// The same of codes that are too large by two to the power of `MORE`, and by nothing where that is 0; at most 31.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unsigned<const MORE: u32>(w: [__m256i; 4], x: &[[i8; 32]; 4], sums: &[i16; 4]) -> __m128i {
+    let ones = _mm256_set1_epi16(1);
+    let of = |j: usize| _mm256_madd_epi16(_mm256_maddubs_epi16(w[j], load(&x[j])), ones);
+    less::<MORE>(fold([of(0), of(1), of(2), of(3)]), sums)
+}
+
+/// Takes away what codes are too large by.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn less<const MORE: u32>(all: __m128i, sums: &[i16; 4]) -> __m128i {
+    if MORE == 0 { all } else { _mm_sub_epi32(all, _mm_sll_epi32(widen(sums), _mm_cvtsi32_si128(MORE as i32))) }
+}
+
+/// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`, as far as `out` goes. Blocks of 32 codes go
+/// four at a time; `$sums::<$more>` makes their integers. Several weight rows have sums that do not wait for each other.
 macro_rules! dot_of_blocks {
-    ($name:ident, $block:ty, $codes:expr $(, $min:ident)?) => {
+    ($features:literal, $name:ident, $block:ty, $codes:expr, $sums:ident, $more:literal $(, $min:ident)?) => {
         #[inline]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn $name<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
-            let blocks: &[$block] = bytemuck::cast_slice(row);
-            let (mut x, mut d) = ([&[][..]; T], [&[][..]; T]);
-            for t in 0..T {
-                x[t] = acts.q8.qs[(from + t) * acts.cols..][..acts.cols].as_chunks::<32>().0;
-                d[t] = &acts.q8.d[(from + t) * blocks.len()..][..blocks.len()];
+        #[target_feature(enable = $features)]
+        fn $name<const R: usize, const T: usize>(w: &Matrix, row: usize, acts: &Acts, from: usize, out: &mut [f32]) {
+            let (mut fours, mut lasts) = ([&[][..]; R], [[<$block as bytemuck::Zeroable>::zeroed(); 4]; R]);
+            let mut some_last = false;
+            for r in 0..R {
+                let blocks: &[$block] = bytemuck::cast_slice(w.row((row + r).min(w.rows - 1)));
+                let (four, rest) = blocks.as_chunks::<4>();
+                fours[r] = four;
+                // What is missing of the last four is zero, there as in the activations.
+                lasts[r].iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
+                some_last = !rest.is_empty();
             }
-            let mut lanes = [[_mm256_setzero_ps(); 2]; T];
-            let (twos, odd) = blocks.as_chunks::<2>();
-            let ones = _mm256_set1_epi16(1);
-            for (i, two) in twos.iter().enumerate() {
-                for half in 0..2 {
-                    let w: __m256i = $codes(&two[half]);
-                    let magnitudes = _mm256_abs_epi8(w);
-                    let scale = f32_of(two[half].d);
-                    $(let min = f32_of(two[half].$min);)?
+            let ahead = avx2::ahead(R * fours[0].len() * size_of::<[$block; 4]>());
+            let mut x = [(&[][..], &[][..], &[][..]); T];
+            for t in 0..T {
+                let row = &acts.q8[from + t];
+                x[t] = (
+                    row.qs.as_chunks::<32>().0.as_chunks::<4>().0,
+                    row.sums.as_chunks::<4>().0,
+                    row.d.as_chunks::<4>().0,
+                );
+            }
+            let mut strands = [[_mm_setzero_ps(); T]; R];
+            let n = fours[0].len();
+            for i in 0..n + usize::from(some_last) {
+                for r in 0..R {
+                    let four = if i < n { &fours[r][i] } else { &lasts[r] };
+                    if T == 1 {
+                        avx2::fetch(four, ahead);
+                    }
+                    let w: [__m256i; 4] = [$codes(&four[0]), $codes(&four[1]), $codes(&four[2]), $codes(&four[3])];
+                    let scales = avx2::quad([four[0].d, four[1].d, four[2].d, four[3].d]);
+                    $(let mins = avx2::quad([four[0].$min, four[1].$min, four[2].$min, four[3].$min]);)?
                     for t in 0..T {
-                        let x_scale = d[t][2 * i + half];
-                        let sums = _mm256_madd_epi16(pairs(w, magnitudes, load(&x[t][2 * i + half])), ones);
-                        let sums = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale * x_scale));
+                        let (qs, x_sums) = (&x[t].0[i], &x[t].1[i]);
+                        let x_scales = avx2::floats(&x[t].2[i]);
+                        let sums = _mm_cvtepi32_ps($sums::<$more>(w, qs, x_sums));
+                        let sums = _mm_mul_ps(sums, _mm_mul_ps(scales, x_scales));
                         $(
                             // Named after the field that holds the value of code 0.
-                            let $min = load(&acts.q8.minus128[(from + t) * acts.cols / 4..].as_chunks::<8>().0[2 * i + half]);
-                            let $min = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_srai_epi32::<7>($min));
-                            let $min = _mm256_mul_ps(_mm256_cvtepi32_ps($min), _mm256_set1_ps(min * x_scale));
-                            let sums = _mm256_add_ps(sums, $min);
+                            let $min = _mm_cvtepi32_ps(avx2::widen(x_sums));
+                            let sums = _mm_add_ps(sums, _mm_mul_ps($min, _mm_mul_ps(mins, x_scales)));
                         )?
-                        lanes[t][half] = _mm256_add_ps(lanes[t][half], sums);
+                        strands[r][t] = _mm_add_ps(strands[r][t], sums);
                     }
                 }
             }
-            for t in 0..T {
-                let mut last = [lanes_of(lanes[t])];
-                if let [odd] = odd {
-                    scalar::q8_pair(blocks.len() / 2, std::slice::from_ref(odd), acts, from + t, &mut last);
+            for r in 0..R {
+                for t in 0..T {
+                    if let Some(out) = out.get_mut(r + t) {
+                        *out = scalar::tree(avx2::strands_of(strands[r][t]));
+                    }
                 }
-                out[t] = scalar::tree(last[0]);
             }
         }
     };
 }
+pub(super) use dot_of_blocks;
 
-dot_of_blocks!(dot_q8_0, BlockQ8_0, |w: &BlockQ8_0| load(&w.qs));
-dot_of_blocks!(dot_q4_0, BlockQ4_0, |w: &BlockQ4_0| _mm256_sub_epi8(nibbles(&w.qs), _mm256_set1_epi8(8)));
-dot_of_blocks!(dot_q4_1, BlockQ4_1, |w: &BlockQ4_1| nibbles(&w.qs), m);
-dot_of_blocks!(dot_q5_0, BlockQ5_0, |w: &BlockQ5_0| {
-    _mm256_sub_epi8(_mm256_or_si256(nibbles(&w.qs), fifths(w.qh)), _mm256_set1_epi8(16))
-});
-dot_of_blocks!(dot_q5_1, BlockQ5_1, |w: &BlockQ5_1| _mm256_or_si256(nibbles(&w.qs), fifths(w.qh)), m);
+/// Calls `$dot` for all rows of weights, four at a time, and the one row of activations.
+macro_rules! fours {
+    ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {
+        (0..$out.len()).step_by(4).for_each(|r| $dot::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
+    };
+}
+pub(super) use fours;
+
+/// The same of any number of rows of activations, of which several meet one row of weights at a time.
+macro_rules! grid {
+    ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {{
+        let n = $acts.n;
+        if n == 1 {
+            return fours!($dot, $w, $first, $acts, $out);
+        }
+        for from in (0..n).step_by(TILE) {
+            for (r, out) in $out.chunks_mut(n).enumerate() {
+                if from + TILE <= n {
+                    $dot::<1, TILE>($w, $first + r, $acts, from, &mut out[from..]);
+                } else {
+                    (from..n).for_each(|t| $dot::<1, 1>($w, $first + r, $acts, t, &mut out[t..]));
+                }
+            }
+        }
+    }};
+}
+use grid;
+
+/// What memory takes time to bring: 4 KiB at 20 GB/s are 200 ns.
+const AHEAD: usize = 4096;
+
+/// Bytes from what is read to what is asked for: the same place of later rows, unless they lie too far to stay in the nearest
+/// cache.
+#[inline(always)]
+pub(super) fn ahead(rows: usize) -> usize {
+    if rows <= 4 * AHEAD { AHEAD.next_multiple_of(rows.max(1)) } else { AHEAD }
+}
+
+/// Asks for what lies `ahead`: one row of activations uses up weights faster than a CPU of itself brings them.
+#[inline]
+#[target_feature(enable = "sse")]
+pub(super) fn fetch<const N: usize, B>(blocks: &[B; N], ahead: usize) {
+    for line in (0..size_of::<[B; N]>()).step_by(64) {
+        // No address makes a prefetch fail, and nothing is read.
+        _mm_prefetch::<_MM_HINT_T0>(blocks.as_ptr().cast::<i8>().wrapping_add(ahead + line));
+    }
+}
+
+/// Four floats as a register.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(super) fn floats(x: &[f32; 4]) -> __m128 {
+    _mm_castsi128_ps(load_128(x))
+}
+
+/// Four sums as integers of 32 bits.
+#[inline]
+#[target_feature(enable = "sse4.1")]
+pub(super) fn widen(sums: &[i16; 4]) -> __m128i {
+    _mm_cvtepi16_epi32(_mm_cvtsi64_si128(bytemuck::cast::<[i16; 4], i64>(*sums)))
+}
+
+/// As the plain loops keep them.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(super) fn strands_of(strands: __m128) -> [f32; scalar::STRANDS] {
+    let mut out = [0.0; scalar::STRANDS];
+    // SAFETY: `out` is 16 writable bytes.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), strands) };
+    out
+}
+
+dot_of_blocks!("avx2,fma,f16c", dot_q8_0, BlockQ8_0, codes_q8_0, signed, 0);
+dot_of_blocks!("avx2,fma,f16c", dot_q4_0, BlockQ4_0, codes_q4_0, unsigned, 3);
+dot_of_blocks!("avx2,fma,f16c", dot_q4_1, BlockQ4_1, codes_q4_1, unsigned, 0, m);
+dot_of_blocks!("avx2,fma,f16c", dot_q5_0, BlockQ5_0, codes_q5_0, unsigned, 4);
+dot_of_blocks!("avx2,fma,f16c", dot_q5_1, BlockQ5_1, codes_q5_1, unsigned, 0, m);
+
+/// Signed codes of a block, in order.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes_q8_0(w: &BlockQ8_0) -> __m256i {
+    load(&w.qs)
+}
+
+/// Codes as they are stored, 8 more than they mean.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes_q4_0(w: &BlockQ4_0) -> __m256i {
+    nibbles(&w.qs)
+}
+
+/// Codes as they are stored.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes_q4_1(w: &BlockQ4_1) -> __m256i {
+    nibbles(&w.qs)
+}
+
+/// Codes as they are stored, 16 more than they mean.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes_q5_0(w: &BlockQ5_0) -> __m256i {
+    _mm256_or_si256(nibbles(&w.qs), fifths(w.qh))
+}
+
+/// Codes as they are stored.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes_q5_1(w: &BlockQ5_1) -> __m256i {
+    _mm256_or_si256(nibbles(&w.qs), fifths(w.qh))
+}
 
 /// Q4_K and Q5_K: unsigned codes, scales and mins of six bits.
 macro_rules! dot_with_mins {
     ($name:ident, $block:ty, $codes:ident) => {
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn $name<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
+        pub(super) fn $name<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
             let blocks: &[$block] = bytemuck::cast_slice(row);
-            let mut lanes = [[_mm256_setzero_ps(); 2]; T];
-            let mut min_lanes = [_mm_setzero_ps(); T];
+            let x: [&Codes; T] = std::array::from_fn(|t| &acts.q8k[from + t]);
+            let mut strands = [_mm_setzero_ps(); T];
             for (b, w) in blocks.iter().enumerate() {
+                if T == 1 {
+                    fetch(std::array::from_ref(w), AHEAD);
+                }
                 let (scales, mins) = scalar::scales_mins(&w.scales);
                 let mins = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(mins as i64));
                 let (d, dmin) = (f32_of(w.d), f32_of(w.dmin));
-                let mut sums = [[_mm256_setzero_si256(); 2]; T];
+                let mut sums = [[_mm256_setzero_si256(); 4]; T];
                 for quarter in 0..4 {
                     let codes: [__m256i; 2] = $codes(w, quarter);
                     for half in 0..2 {
-                        let scale = _mm256_set1_epi16((scales >> (8 * (2 * quarter + half)) & 255) as i16);
+                        let share = 2 * quarter + half;
+                        let scale = _mm256_set1_epi16((scales >> (8 * share) & 255) as i16);
                         for t in 0..T {
-                            let x = acts.q8k.qs[(from + t) * acts.cols + b * 256 + quarter * 64..].as_chunks::<32>().0;
-                            let part = _mm256_madd_epi16(_mm256_maddubs_epi16(codes[half], load(&x[half])), scale);
-                            sums[t][half] = _mm256_add_epi32(sums[t][half], part);
+                            let qs = load(&x[t].qs.as_chunks::<32>().0[8 * b + share]);
+                            let part = _mm256_madd_epi16(_mm256_maddubs_epi16(codes[half], qs), scale);
+                            sums[t][share % 4] = _mm256_add_epi32(sums[t][share % 4], part);
                         }
                     }
                 }
                 for t in 0..T {
-                    let at = (from + t) * blocks.len() + b;
-                    let scale = acts.q8k.d[at];
-                    for half in 0..2 {
-                        let scale = _mm256_set1_ps(d * scale);
-                        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[t][half]), scale);
-                        lanes[t][half] = _mm256_add_ps(lanes[t][half], product);
-                    }
-                    let sums = _mm_madd_epi16(mins, load_128::<[i16; 8]>(&acts.q8k.sums.as_chunks().0[at]));
-                    min_lanes[t] =
-                        _mm_add_ps(min_lanes[t], _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(dmin * scale)));
+                    let scale = x[t].d[b];
+                    let sum = _mm_mul_ps(_mm_cvtepi32_ps(fold(sums[t])), _mm_set1_ps(d * scale));
+                    let min = _mm_madd_epi16(mins, load_128::<[i16; 8]>(&x[t].sums.as_chunks().0[b]));
+                    let min = _mm_mul_ps(_mm_cvtepi32_ps(min), _mm_set1_ps(dmin * scale));
+                    strands[t] = _mm_sub_ps(_mm_add_ps(strands[t], sum), min);
                 }
             }
-            for t in 0..T {
-                let mut mins = [0.0; 4];
-                // SAFETY: `mins` is 16 writable bytes.
-                unsafe { _mm_storeu_ps(mins.as_mut_ptr(), min_lanes[t]) };
-                out[t] = scalar::tree(lanes_of(lanes[t])) - scalar::tree(mins);
-            }
+            (0..T).for_each(|t| out[t] = scalar::tree(strands_of(strands[t])));
         }
     };
 }
@@ -250,14 +409,14 @@ dot_with_mins!(dot_q5_k, BlockQ5K, codes_q5_k);
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes_q4_k(w: &BlockQ4K, quarter: usize) -> [__m256i; 2] {
+pub(super) fn codes_q4_k(w: &BlockQ4K, quarter: usize) -> [__m256i; 2] {
     let (both, low) = (load(&w.qs.as_chunks::<32>().0[quarter]), _mm256_set1_epi8(15));
     [_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low)]
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes_q5_k(w: &BlockQ5K, quarter: usize) -> [__m256i; 2] {
+pub(super) fn codes_q5_k(w: &BlockQ5K, quarter: usize) -> [__m256i; 2] {
     let (both, low) = (load(&w.qs.as_chunks::<32>().0[quarter]), _mm256_set1_epi8(15));
     let high = load(&w.qh);
     let fifth = |bit: u8| {
@@ -272,11 +431,16 @@ fn codes_q5_k(w: &BlockQ5K, quarter: usize) -> [__m256i; 2] {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_q6_k<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
+pub(super) fn dot_q6_k<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
     let blocks: &[BlockQ6K] = bytemuck::cast_slice(row);
-    let mut lanes = [[_mm256_setzero_ps(); 2]; T];
+    let x: [&Codes; T] = std::array::from_fn(|t| &acts.q8k[from + t]);
+    let mut strands = [_mm_setzero_ps(); T];
     for (b, w) in blocks.iter().enumerate() {
+        if T == 1 {
+            fetch(std::array::from_ref(w), AHEAD);
+        }
         let d = f32_of(w.d);
+        // Of each half of 64 codes: the first share's sums low, the second's high.
         let mut sums = [[_mm256_setzero_si256(); 2]; T];
         for quarter in 0..4 {
             let codes = codes_q6_k(w, quarter);
@@ -285,27 +449,27 @@ fn dot_q6_k<const T: usize>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32
                 let scale = |i: usize| _mm_set1_epi16(i16::from(w.scales[quarter * 4 + half * 2 + i]));
                 let scale = _mm256_set_m128i(scale(1), scale(0));
                 for t in 0..T {
-                    let x = acts.q8k.qs[(from + t) * acts.cols + b * 256 + quarter * 64..].as_chunks::<32>().0;
-                    let part = _mm256_madd_epi16(pairs(codes[half], magnitudes, load(&x[half])), scale);
+                    let qs = load(&x[t].qs.as_chunks::<32>().0[8 * b + 2 * quarter + half]);
+                    let part = _mm256_madd_epi16(pairs(codes[half], magnitudes, qs), scale);
                     sums[t][half] = _mm256_add_epi32(sums[t][half], part);
                 }
             }
         }
         for t in 0..T {
-            let scale = _mm256_set1_ps(d * acts.q8k.d[(from + t) * blocks.len() + b]);
-            for half in 0..2 {
-                let product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[t][half]), scale);
-                lanes[t][half] = _mm256_add_ps(lanes[t][half], product);
-            }
+            let two = _mm256_hadd_epi32(sums[t][0], sums[t][1]);
+            let two = _mm256_hadd_epi32(two, two);
+            let four = _mm_unpacklo_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two));
+            let sum = _mm_mul_ps(_mm_cvtepi32_ps(four), _mm_set1_ps(d * x[t].d[b]));
+            strands[t] = _mm_add_ps(strands[t], sum);
         }
     }
-    (0..T).for_each(|t| out[t] = scalar::tree(lanes_of(lanes[t])));
+    (0..T).for_each(|t| out[t] = scalar::tree(strands_of(strands[t])));
 }
 
 /// Signed codes of 64 values.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes_q6_k(w: &BlockQ6K, quarter: usize) -> [__m256i; 2] {
+pub(super) fn codes_q6_k(w: &BlockQ6K, quarter: usize) -> [__m256i; 2] {
     let ql = w.ql.as_chunks::<32>().0;
     let high = load(&w.qh.as_chunks::<32>().0[quarter / 2]);
     let first = quarter / 2 * 2;

@@ -2,18 +2,22 @@
 //! registers, or says the same in its own instructions. No float sum is ever contracted or reordered, so all levels give the
 //! same bits.
 //!
-//! Sums go by lanes. Of float rows, lane `i % 16` sums its own products in order. Of quantized rows, the products of four
-//! neighbours are summed as integers, which is exact in any order; lane `i % 64 / 4` sums these, each times the scales of its
-//! block. At the end the lanes are added as a tree.
+//! Of float rows, lane `i % 16` sums its own products in order. Of quantized rows, the products of codes that share a scale are
+//! summed as integers, which is exact in any order; block `i` of 32 adds its sum, times the scales, to strand `i % 4`. A block
+//! of 256 has shares of 32 or 16 codes with integer scales: share `i` adds to the integer of strand `i % 4`, and the four are
+//! scaled and added once a block. At the end lanes or strands are added as a tree.
 
 use super::Matrix;
-use super::acts::{Acts, GROUP};
+use super::acts::Acts;
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 use bytemuck::AnyBitPattern;
 
 /// Partial sums of a dot product; their tree of additions is part of its meaning.
 pub(super) const LANES: usize = 16;
+
+/// Strands of a row of blocks: block `i` (or a scale's share of a block of 256) adds to strand `i % 4`.
+pub(super) const STRANDS: usize = 4;
 
 /// Activation rows that share one reading of a weight row.
 pub(super) const TILE: usize = 4;
@@ -101,12 +105,12 @@ pub(super) fn float_rows(
         let row = match (w.ty, bytemuck::try_cast_slice::<u8, f32>(bytes)) {
             (GgmlType::F32, Ok(row)) => row,
             (GgmlType::F16, _) => {
-                halves(bytes, scratch);
-                &*scratch
+                halves(bytes, &mut scratch[..w.cols]);
+                &scratch[..w.cols]
             }
             _ => {
-                block::decode(w.ty, bytes, scratch);
-                &*scratch
+                block::decode(w.ty, bytes, &mut scratch[..w.cols]);
+                &scratch[..w.cols]
             }
         };
         out.iter_mut().zip(acts.floats(w.ty).chunks(acts.cols)).for_each(|(out, x)| dot(row, x, out));
@@ -132,6 +136,24 @@ pub(super) fn halves(row: &[u8], out: &mut [f32]) {
     }
 }
 
+/// e^x to 2e-7 of it; 0 below -87, e^88 above 88. x = n ln 2 + r, |r| ≤ ln 2 / 2, and e^r by the polynomial of Cephes' `expf`:
+/// plain arithmetic, which any register takes, and the same on every system.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: a sum's last bits are a whole number
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    let value = (p * (r * r) + r + 1.0) * power;
+    if x < -87.0 { 0.0 } else { value }
+}
+
 /// A block of 32 weights: codes, their scale, and the value of code 0.
 pub(super) trait Block32: AnyBitPattern {
     /// Whether [`Block32::scales`] has a second number.
@@ -146,58 +168,23 @@ pub(super) trait Block32: AnyBitPattern {
 #[inline(always)]
 pub(super) fn q8<B: Block32>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
     let w: &[B] = bytemuck::cast_slice(row);
-    let mut lanes = [[0.0f32; LANES]; TILE];
-    for (i, pair) in w.chunks(2).enumerate() {
-        q8_pair(i, pair, acts, from, &mut lanes[..out.len()]);
-    }
-    for (out, lanes) in out.iter_mut().zip(&lanes) {
-        *out = tree(*lanes);
-    }
-}
-
-/// Adds blocks `2 * i` and the next, where there is one, to the lanes of a tile.
-#[inline(always)]
-pub(super) fn q8_pair<B: Block32>(i: usize, w: &[B], acts: &Acts, from: usize, lanes: &mut [[f32; LANES]]) {
-    let (mut codes, mut scales) = ([0i8; 64], [(0.0, 0.0); 2]);
-    for (b, w) in w.iter().enumerate() {
-        codes[b * 32..][..32].copy_from_slice(&w.codes());
-        scales[b] = w.scales();
-    }
-    for (t, lanes) in lanes.iter_mut().enumerate() {
-        let at = (from + t) * acts.cols + i * 64;
-        let (mut sums, mut alone) = ([0i32; LANES], [0i8; 64]);
-        let qs = &acts.q8.qs[at..][..32 * w.len()];
-        fours(
-            &codes,
-            qs.try_into().unwrap_or_else(|_| {
-                alone[..qs.len()].copy_from_slice(qs);
-                &alone
-            }),
-            &mut sums,
-        );
-        for b in 0..w.len() {
-            let (x, (d, m)) = (acts.q8.d[at / 32 + b], scales[b]);
-            let minus128 = &acts.q8.minus128[at / GROUP + b * 8..][..8];
-            for g in 0..8 {
-                let sum = sums[b * 8 + g] as f32 * (d * x);
-                // Codes of zero count the sum of the activations.
-                lanes[b * 8 + g] += if B::MIN { sum + -(minus128[g] >> 7) as f32 * (m * x) } else { sum };
-            }
+    for (x, out) in acts.q8[from..].iter().zip(out) {
+        let (qs, mut strands) = (x.qs.as_chunks::<32>().0, [0.0; STRANDS]);
+        for (i, w) in w.iter().enumerate() {
+            let (d, m) = w.scales();
+            let sum = products(&w.codes(), &qs[i]) as f32 * (d * x.d[i]);
+            // Codes of zero count the sum of the activations.
+            strands[i % STRANDS] += if B::MIN { sum + f32::from(x.sums[i]) * (m * x.d[i]) } else { sum };
         }
+        *out = tree(strands);
     }
 }
 
-/// Integer products of four neighbours, summed. On its own, because the compiler puts these loops into registers only as long
-/// as it does not see the arrays' makers; the wider levels have instructions for it.
+/// Integer products, summed. On its own, because the compiler puts this loop into registers only as long as it does not see the
+/// arrays' makers; the wider levels have instructions for it.
 #[inline(never)]
-fn fours(a: &[i8; 64], b: &[i8; 64], out: &mut [i32; LANES]) {
-    let mut products = [0i16; 64];
-    for i in 0..64 {
-        products[i] = i16::from(a[i]) * i16::from(b[i]);
-    }
-    for (out, four) in out.iter_mut().zip(products.as_chunks::<GROUP>().0) {
-        *out = i32::from(four[0]) + i32::from(four[1]) + i32::from(four[2]) + i32::from(four[3]);
-    }
+fn products(a: &[i8; 32], b: &[i8; 32]) -> i32 {
+    a.iter().zip(b).map(|(a, b)| i32::from(i16::from(*a) * i16::from(*b))).sum()
 }
 
 impl Block32 for BlockQ8_0 {
@@ -284,6 +271,8 @@ impl Block32 for BlockQ5_1 {
 
 /// A block of 256 weights with integer scales under a float one.
 pub(super) trait Block256: AnyBitPattern {
+    /// Codes that share a scale, 32 or 16.
+    const SHARE: usize;
     /// The codes, in order.
     fn codes(&self) -> [i8; 256];
     /// Scale of each 16 codes.
@@ -298,35 +287,44 @@ pub(super) trait Block256: AnyBitPattern {
 #[inline(always)]
 pub(super) fn q8k<B: Block256>(row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
     let w: &[B] = bytemuck::cast_slice(row);
-    let mut lanes = [[0.0f32; LANES]; TILE];
-    let mut min_lanes = [[0.0f32; 4]; TILE];
+    let mut strands = [[0.0f32; STRANDS]; TILE];
     for (b, w) in w.iter().enumerate() {
         let (codes, scales, d) = (w.codes(), w.scales(), w.d());
-        for t in 0..out.len() {
-            let at = (from + t) * acts.cols + b * 256;
-            let (qs, x) = (&acts.q8k.qs[at..][..256], acts.q8k.d[at / 256]);
-            let (mut part, mut sums) = ([0i32; LANES], [0i32; LANES]);
-            for (quarter, (codes, qs)) in codes.as_chunks::<64>().0.iter().zip(qs.as_chunks::<64>().0).enumerate() {
-                fours(codes, qs, &mut part);
-                for lane in 0..LANES {
-                    sums[lane] += part[lane] * scales[quarter * 4 + lane / 4];
+        for (t, strands) in strands[..out.len()].iter_mut().enumerate() {
+            let x = &acts.q8k[from + t];
+            let qs = &x.qs.as_chunks::<256>().0[b];
+            let mut sums = [0i32; STRANDS];
+            match B::SHARE {
+                32 => {
+                    let (codes, qs) = (codes.as_chunks::<32>().0, qs.as_chunks::<32>().0);
+                    (0..8).for_each(|i| sums[i % STRANDS] += scales[2 * i] * products(&codes[i], &qs[i]));
+                }
+                _ => {
+                    let (codes, qs) = (codes.as_chunks::<16>().0, qs.as_chunks::<16>().0);
+                    (0..16).for_each(|i| sums[i % STRANDS] += scales[i] * sixteen(&codes[i], &qs[i]));
                 }
             }
-            for lane in 0..LANES {
-                lanes[t][lane] += sums[lane] as f32 * (d * x);
+            for i in 0..STRANDS {
+                strands[i] += sums[i] as f32 * (d * x.d[b]);
             }
             if let Some((mins, dmin)) = w.mins() {
-                let sums = &acts.q8k.sums[at / 32..][..8];
-                for i in 0..4 {
+                let sums = &x.sums[8 * b..][..8];
+                for i in 0..STRANDS {
                     let sum = mins[2 * i] * i32::from(sums[2 * i]) + mins[2 * i + 1] * i32::from(sums[2 * i + 1]);
-                    min_lanes[t][i] += sum as f32 * (dmin * x);
+                    strands[i] -= sum as f32 * (dmin * x.d[b]);
                 }
             }
         }
     }
-    for (out, (lanes, min_lanes)) in out.iter_mut().zip(lanes.into_iter().zip(min_lanes)) {
-        *out = tree(lanes) - tree(min_lanes);
+    for (out, strands) in out.iter_mut().zip(strands) {
+        *out = tree(strands);
     }
+}
+
+/// As `products`, of half as many.
+#[inline(never)]
+fn sixteen(a: &[i8; 16], b: &[i8; 16]) -> i32 {
+    a.iter().zip(b).map(|(a, b)| i32::from(i16::from(*a) * i16::from(*b))).sum()
 }
 
 /// Scales and mins of Q4_K and Q5_K, six bits each in twelve bytes: eight bytes of each, the first one lowest.
@@ -361,6 +359,7 @@ fn twice(scales: u64) -> [i32; 16] {
 }
 
 impl Block256 for BlockQ4K {
+    const SHARE: usize = 32;
     #[inline(always)]
     fn codes(&self) -> [i8; 256] {
         let mut out = [0; 256];
@@ -390,6 +389,7 @@ impl Block256 for BlockQ4K {
 }
 
 impl Block256 for BlockQ5K {
+    const SHARE: usize = 32;
     #[inline(always)]
     fn codes(&self) -> [i8; 256] {
         let mut out = [0; 256];
@@ -416,6 +416,7 @@ impl Block256 for BlockQ5K {
 }
 
 impl Block256 for BlockQ6K {
+    const SHARE: usize = 16;
     #[inline(always)]
     fn codes(&self) -> [i8; 256] {
         let mut out = [0; 256];
@@ -465,6 +466,17 @@ mod tests {
                 "{bits:04x}: {ours} {theirs}"
             );
         }
+    }
+
+    #[test]
+    fn powers_are_those_of_the_standard_library() {
+        for i in -870_000..880_000 {
+            let x = i as f32 * 1e-4;
+            let (ours, theirs) = (exp(x), f64::from(x).exp());
+            assert!((f64::from(ours) - theirs).abs() <= 2e-7 * theirs, "{x}: {ours} {theirs}");
+        }
+        assert_eq!((exp(-88.0), exp(f32::NEG_INFINITY), exp(0.0)), (0.0, 0.0, 1.0));
+        assert!(exp(f32::INFINITY) > 1e38 && exp(f32::NAN).is_nan());
     }
 
     /// A row of valid blocks: random codes, scales that stay finite.
@@ -520,8 +532,9 @@ mod tests {
                 let x: Vec<f32> = (0..n * cols).map(|_| (f32::from(byte()) - 127.5) / 50.0).collect();
                 let mut acts = Acts::default();
                 acts.set(&x, cols);
-                acts.prepare(Form::of(ty));
-                let (mut out, mut scratch, mut decoded) = (vec![0.0; 2 * n], vec![0.0; cols], vec![0.0; cols]);
+                acts.prepare(Form::of(ty), None);
+                let (mut out, mut decoded) = (vec![0.0; 2 * n], vec![0.0; cols]);
+                let mut scratch = vec![0.0; super::super::Kernels::scratch(cols)];
                 rows(&w, 0, &acts, &mut out, &mut scratch);
                 for r in 0..2 {
                     block::decode(ty, w.row(r), &mut decoded);
@@ -529,8 +542,8 @@ mod tests {
                         let seen = |i: usize| match Form::of(ty) {
                             Form::F32 => x[t * cols + i],
                             Form::F16 => f32::from(half::f16::from_f32(x[t * cols + i])),
-                            Form::Q8 => acts.q8.d[(t * cols + i) / 32] * f32::from(acts.q8.qs[t * cols + i]),
-                            Form::Q8K => acts.q8k.d[(t * cols + i) / 256] * f32::from(acts.q8k.qs[t * cols + i]),
+                            Form::Q8 => acts.q8[t].d[i / 32] * f32::from(acts.q8[t].qs[i]),
+                            Form::Q8K => acts.q8k[t].d[i / 256] * f32::from(acts.q8k[t].qs[i]),
                         };
                         let products: Vec<f64> = (0..cols).map(|i| f64::from(decoded[i]) * f64::from(seen(i))).collect();
                         let (want, size): (f64, f64) = (products.iter().sum(), products.iter().map(|p| p.abs()).sum());
@@ -545,23 +558,25 @@ mod tests {
 
         /// Every level gives the same bits.
         #[test]
-        fn levels_agree_to_the_bit(seed in any::<u64>(), n in 1usize..7, blocks in 1usize..6, odd in 0usize..40) {
+        fn levels_agree_to_the_bit(seed in any::<u64>(), n in 1usize..15, blocks in 1usize..6, odd in 0usize..40) {
             let mut state = seed | 1;
             let mut byte = || { state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); (state >> 56) as u8 };
             for ty in TYPES {
                 // Floats leave over a part of their lanes, blocks of 32 a half of theirs.
                 let cols = blocks * ty.block_len() + if ty.block_len() == 1 { odd } else { 0 };
-                let data: Vec<u8> = (0..3).flat_map(|_| row(ty, cols, &mut byte)).collect();
-                let w = Matrix { ty, rows: 3, cols, data: &data };
+                let data: Vec<u8> = (0..13).flat_map(|_| row(ty, cols, &mut byte)).collect();
+                let w = Matrix { ty, rows: 13, cols, data: &data };
                 let x: Vec<f32> = (0..n * cols).map(|_| (f32::from(byte()) - 127.5) / 50.0).collect();
                 let mut acts = Acts::default();
                 acts.set(&x, cols);
-                acts.prepare(Form::of(ty));
-                let (mut want, mut scratch) = (vec![0.0; 2 * n], vec![0.0; cols]);
+                acts.prepare(Form::of(ty), None);
+                let mut want = vec![0.0; 12 * n];
+                let mut scratch = vec![0.0; super::super::Kernels::scratch(cols)];
                 rows(&w, 1, &acts, &mut want, &mut scratch);
                 for level in super::super::Kernels::available() {
-                    let mut got = vec![0.0; 2 * n];
-                    super::super::Kernels { level }.rows(&w, 1, &acts, &mut got, &mut scratch);
+                    let (kernels, mut got) = (super::super::Kernels { level }, vec![0.0; 12 * n]);
+                    acts.prepare(Form::of(ty), kernels.turn(ty, n));
+                    kernels.rows(&w, 1, &acts, &mut got, &mut scratch);
                     prop_assert_eq!(&got, &want, "{} {:?}", ty, level);
                 }
             }

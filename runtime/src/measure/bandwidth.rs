@@ -93,9 +93,10 @@ pub fn kernel_gb_per_s(ty: GgmlType, cols: usize, bytes: usize, threads: usize) 
     Ok(best_round(threads, rows * row, KERNEL_ROUND_BYTES, || {
         // Zeros take as long as any other weights.
         let (data, x) = (vec![0u8; rows * row], vec![1.0f32; cols]);
-        let (mut acts, mut out, mut scratch) = (Acts::default(), vec![0.0f32; rows], vec![0.0f32; cols]);
+        let (mut acts, mut out, mut scratch) =
+            (Acts::default(), vec![0.0f32; rows], vec![0.0f32; Kernels::scratch(cols)]);
         acts.set(&x, cols);
-        acts.prepare(Form::of(ty));
+        acts.prepare(Form::of(ty), None);
         move || {
             let w = Matrix { ty, rows, cols, data: black_box(&data) };
             kernels.rows(&w, 0, &acts, &mut out, &mut scratch);

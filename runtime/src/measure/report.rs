@@ -218,7 +218,7 @@ impl std::fmt::Display for Report {
 }
 
 /// p99 is null of fewer samples than [`ENOUGH_FOR_P99`]: it would be the slowest one by another name.
-fn percentiles(samples: &[f64]) -> Value {
+pub fn percentiles(samples: &[f64]) -> Value {
     let enough = samples.len() >= ENOUGH_FOR_P99;
     json!({
         "p50": rounded(percentile(samples, 0.5)),

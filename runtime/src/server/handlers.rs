@@ -2,11 +2,11 @@
 
 use super::accept::Busy;
 use super::ask::{self, Completion, Embeddings, Prompt};
+use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
 use super::sse::SseStream;
 use super::wire::{ApiError, ApiResult};
-use super::worker::{Event, Job, Refused, Work};
 use super::{Serving, Shared, openapi};
 use crate::chat::Message;
 use crate::model::Task;
@@ -208,17 +208,18 @@ pub(super) type Tokens = Vec<(u32, TokenLogprobs)>;
 
 /// All choices of an answer, in order.
 pub(super) async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> ApiResult<Vec<(Generation, Tokens)>> {
-    let (mut all, mut tokens) = (Vec::with_capacity(n), Vec::new());
+    let mut tokens: Vec<Tokens> = vec![Vec::new(); n];
+    let mut ended: Vec<Option<Generation>> = vec![None; n];
     loop {
         match events.recv().await {
-            Some(Event::Piece { token, logprobs, .. }) => tokens.extend(token.zip(logprobs)),
-            Some(Event::Generated { generation, .. }) => {
-                all.push((generation, std::mem::take(&mut tokens)));
-                if all.len() == n {
-                    return Ok(all);
+            Some(Event::Piece { index, token, logprobs, .. }) => tokens[index].extend(token.zip(logprobs)),
+            Some(Event::Generated { index, generation }) => {
+                ended[index] = Some(generation);
+                if ended.iter().all(Option::is_some) {
+                    return Ok(ended.into_iter().flatten().zip(tokens).collect());
                 }
             }
-            Some(Event::Failed(e)) => return Err(e.into()),
+            Some(Event::Failed(e)) => return Err(e),
             _ => return Err(ApiError::broken_off()),
         }
     }
@@ -326,7 +327,7 @@ pub(super) async fn classify(
     let tokens = inputs.iter().map(Vec::len).sum();
     match submit(&app, Owner(owner.0, adapter), Work::Classify { inputs })?.recv().await {
         Some(Event::Classified(all)) => Ok(Json(reply::classified(app.names.of(adapter), &all, tokens))),
-        Some(Event::Failed(e)) => Err(e.into()),
+        Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
 }
@@ -348,7 +349,7 @@ pub(super) async fn embeddings(
         Some(Event::Embedded(all)) => {
             Ok(Json(reply::embedded(app.names.of(asked.adapter), &all, asked.base64, tokens)))
         }
-        Some(Event::Failed(e)) => Err(e.into()),
+        Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
 }
@@ -371,7 +372,7 @@ pub(super) async fn answer(
 pub(super) async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
     match submit(app, owner, Work::Answer { question, context })?.recv().await {
         Some(Event::Answered(answer)) => Ok(answer),
-        Some(Event::Failed(e)) => Err(e.into()),
+        Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
 }

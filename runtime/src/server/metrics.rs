@@ -1,8 +1,8 @@
 //! What is counted while the server runs, in Prometheus' text format. Numbers are atomics of their own: a scrape never
 //! waits for the engine.
 
+use super::queue::Queue;
 use super::routes::ROUTES;
-use super::worker::Queue;
 use crate::session::Generation;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -30,13 +30,43 @@ impl Histogram {
 
     fn write(&self, out: &mut String, name: &str, help: &str) {
         head(out, name, "histogram", help);
-        let mut sum = 0;
-        for (count, bound) in self.counts.iter().zip(BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()])) {
-            sum += count.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
-        }
-        let _ = writeln!(out, "{name}_sum {}\n{name}_count {sum}", self.nanos.load(Relaxed) as f64 * 1e-9);
+        let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()]);
+        buckets(out, name, &self.counts, bounds, self.nanos.load(Relaxed) as f64 * 1e-9);
     }
+}
+
+/// Upper bounds of the buckets of [`Sizes`].
+const SIZES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// How often something had which size.
+#[derive(Default)]
+pub(super) struct Sizes {
+    counts: [AtomicU64; SIZES.len() + 1],
+    sum: AtomicU64,
+}
+
+impl Sizes {
+    pub fn observe(&self, size: usize) {
+        let bucket = SIZES.iter().position(|bound| size <= *bound).unwrap_or(SIZES.len());
+        self.counts[bucket].fetch_add(1, Relaxed);
+        self.sum.fetch_add(size as u64, Relaxed);
+    }
+
+    fn write(&self, out: &mut String, name: &str, help: &str) {
+        head(out, name, "histogram", help);
+        let bounds = SIZES.iter().map(usize::to_string).chain(["+Inf".into()]);
+        buckets(out, name, &self.counts, bounds, self.sum.load(Relaxed) as f64);
+    }
+}
+
+/// Counts add up from bucket to bucket.
+fn buckets(out: &mut String, name: &str, counts: &[AtomicU64], bounds: impl Iterator<Item = String>, total: f64) {
+    let mut sum = 0;
+    for (count, bound) in counts.iter().zip(bounds) {
+        sum += count.load(Relaxed);
+        let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
+    }
+    let _ = writeln!(out, "{name}_sum {total}\n{name}_count {sum}");
 }
 
 /// All that is counted.
@@ -52,6 +82,10 @@ pub(super) struct Metrics {
     cached_tokens: AtomicU64,
     completion_tokens: AtomicU64,
     running: AtomicUsize,
+    /// Sequences, or texts, that the engine computes in one step.
+    pub batch: Sizes,
+    slots: AtomicUsize,
+    slots_busy: AtomicUsize,
     /// By index of the route, its end for what is none, and status: as many entries as there are of these, whatever clients do.
     requests: Mutex<BTreeMap<(usize, u16), u64>>,
 }
@@ -69,6 +103,16 @@ impl Metrics {
     pub fn run(&self) -> Running<'_> {
         self.running.fetch_add(1, Relaxed);
         Running(&self.running)
+    }
+
+    /// How much may go on at a time.
+    pub fn set_slots(&self, n: usize) {
+        self.slots.store(n, Relaxed);
+    }
+
+    /// How much goes on.
+    pub fn busy(&self, n: usize) {
+        self.slots_busy.store(n, Relaxed);
     }
 
     pub fn generated(&self, generation: &Generation) {
@@ -100,6 +144,7 @@ impl Metrics {
         self.queued.write(&mut out, "edgeft_queue_seconds", "From a request until the engine takes it up.");
         self.first_token.write(&mut out, "edgeft_first_token_seconds", "From a request to its first token.");
         self.inter_token.write(&mut out, "edgeft_inter_token_seconds", "Between two tokens of one answer.");
+        self.batch.write(&mut out, "edgeft_batch_size", "Answers, or texts, that the engine computes in one step.");
         let mut one = |name: &str, kind: &str, help: &str, value: u64| {
             head(&mut out, name, kind, help);
             let _ = writeln!(out, "{name} {value}");
@@ -112,6 +157,11 @@ impl Metrics {
         counters.into_iter().for_each(|(name, help, value)| one(name, "counter", help, value.load(Relaxed)));
         one("edgeft_requests_running", "gauge", "Requests being computed.", self.running.load(Relaxed) as u64);
         one("edgeft_requests_waiting", "gauge", "Requests that wait for the engine.", queue.waiting() as u64);
+        let slots = [
+            ("edgeft_slots", "Answers, or lists of texts, that may go on at a time.", &self.slots),
+            ("edgeft_slots_busy", "Of these, how many do.", &self.slots_busy),
+        ];
+        slots.into_iter().for_each(|(name, help, n)| one(name, "gauge", help, n.load(Relaxed) as u64));
         one("edgeft_ready", "gauge", "1 once the model answers, 0 before and while draining.", u64::from(ready));
         if let Some(bytes) = resident_bytes() {
             one("process_resident_memory_bytes", "gauge", "Memory in use.", bytes);

@@ -5,7 +5,7 @@ use super::schema;
 use serde_json::{Map, Value, json};
 
 /// What every answer that is an error may be.
-const ERRORS: [(&str, &str); 10] = [
+const ERRORS: [(&str, &str); 11] = [
     ("400", "A field is missing, unknown or out of range, or the text is longer than the context"),
     ("401", "No key, or a wrong one"),
     ("403", "A Host or an Origin that is not allowed"),
@@ -16,6 +16,7 @@ const ERRORS: [(&str, &str); 10] = [
     ("429", "Too many requests wait; `Retry-After` says when to ask again"),
     ("500", "The engine failed on this request"),
     ("503", "The model is being loaded, or the server is about to stop"),
+    ("504", "The answer was not whole in time"),
 ];
 
 /// The document.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What all objects of one answer share.
 #[derive(Clone)]
@@ -215,6 +215,15 @@ impl ApiError {
             "the server stopped before the answer was whole; ask again",
         )
     }
+
+    /// The answer was not whole in time.
+    pub fn too_late(most: Duration) -> Self {
+        let message = format!(
+            "the answer was not whole after {} s; ask for fewer tokens, or start the server with a longer --deadline",
+            most.as_secs_f32()
+        );
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+    }
 }
 
 /// A client that is still there never asked to break off: only a server that stops does.
@@ -241,7 +250,9 @@ impl Usage {
 
     fn add(&mut self, generation: &Generation) {
         let timings = &generation.timings;
-        self.prompt.get_or_insert((timings.prompt_tokens, timings.cached_tokens));
+        // Of several answers, the first read the prompt and the others found it read.
+        let (_, cached) = self.prompt.get_or_insert((timings.prompt_tokens, timings.cached_tokens));
+        *cached = timings.cached_tokens.min(*cached);
         self.completion += generation.token_ids.len();
     }
 

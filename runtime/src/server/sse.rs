@@ -4,9 +4,9 @@
 //! worker sees it before its next token.
 
 use super::accept::Busy;
+use super::queue::Event;
 use super::reply::Chunks;
 use super::wire::ApiError;
-use super::worker::Event;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -55,8 +55,8 @@ impl SseStream {
                 }
                 Err(e) => data(&mut out, &e.body()),
             },
-            Some(Event::Failed(e)) => data(&mut out, &ApiError::from(e).body()),
-            Some(Event::Classified(_) | Event::Embedded(_) | Event::Answered(_) | Event::BrokenOff) | None => {
+            Some(Event::Failed(e)) => data(&mut out, &e.body()),
+            Some(Event::Classified(_) | Event::Embedded(_) | Event::Answered(_)) | None => {
                 data(&mut out, &ApiError::broken_off().body())
             }
         }

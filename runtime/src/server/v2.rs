@@ -3,11 +3,11 @@
 
 use super::ask::{Completion, Prompt, inputs_within};
 use super::handlers::{Answered, Owner, answer_one, collect, generation, ids_of, prompts, read, serving, submit};
+use super::queue::{Event, Work};
 use super::reply;
 use super::routes::App;
 use super::schema::INFER;
 use super::wire::{ApiError, ApiResult, Fields, wrong};
-use super::worker::{Event, Work};
 use crate::model::Task;
 use crate::session::{Answer, Generation, LabelScore};
 use axum::body::Body;
@@ -246,7 +246,7 @@ pub(super) async fn infer(
             let inputs = ids_of(&app, "text", prompts(texts)).await?;
             match submit(&app, owner, Work::Classify { inputs })?.recv().await {
                 Some(Event::Classified(all)) => classified(&all),
-                Some(Event::Failed(e)) => return Err(e.into()),
+                Some(Event::Failed(e)) => return Err(e),
                 _ => return Err(ApiError::broken_off()),
             }
         }
@@ -256,7 +256,7 @@ pub(super) async fn infer(
             let inputs = ids_of(&app, "text", prompts(texts)).await?;
             match submit(&app, owner, Work::Embed { inputs })?.recv().await {
                 Some(Event::Embedded(all)) => embedded(&all),
-                Some(Event::Failed(e)) => return Err(e.into()),
+                Some(Event::Failed(e)) => return Err(e),
                 _ => return Err(ApiError::broken_off()),
             }
         }

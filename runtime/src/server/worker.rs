@@ -1,302 +1,345 @@
-//! One thread owns the engine; a bounded queue stands before it.
-//!
-//! A job is answered through a channel. The receiver's end is the client: when it is dropped, the job is dropped from the
-//! queue, or ends before its next token. The channel has no bound of its own: a job sends at most as many events as the
-//! context has tokens, and a client that reads slowly must not hold up the engine for the others.
+//! One thread owns the engine and steps all that was taken up together: a token of every answer that goes on, a stretch of
+//! every prompt that is not read yet, a text of every list that is labelled or embedded. Between two steps it takes up what
+//! waits, lets go of clients that left, and tells those for whom it took too long.
 
-use super::metrics::Metrics;
-use crate::error::{Error, Kind};
-use crate::session::{Answer, GenerateOptions, Generation, LabelScore, Piece, Session, TokenLogprobs};
+use super::Limits;
+use super::metrics::{Metrics, Running};
+use super::queue::{Event, Job, Queue, Work};
+use super::wire::ApiError;
+use crate::engine::Rows;
+use crate::error::Error;
+use crate::session::batch::{Live, Text, guarded};
+use crate::session::{Answer, FinishReason, GenerateOptions, Generation, LabelScore, Piece, Search, Session, unit};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// What the engine is asked.
-pub(super) enum Work {
-    /// Continue a prompt `n` times; each answered by [`Event::Piece`]s, then [`Event::Generated`].
-    Generate { prompt: Vec<u32>, options: GenerateOptions, n: usize },
-    /// Label texts; answered by [`Event::Classified`].
-    Classify { inputs: Vec<Vec<u32>> },
-    /// Vectors of texts; answered by [`Event::Embedded`].
-    Embed { inputs: Vec<Vec<u32>> },
-    /// Answer a question; answered by [`Event::Answered`].
-    Answer { question: String, context: String },
-}
+/// Prompt tokens in a step while answers go on beside them: what a token of these waits for at most.
+const BESIDE: usize = 64;
+/// Prompt tokens in a step, and tokens of texts, when nothing else goes on.
+const ALONE: usize = 256;
 
-/// What a job gives.
-pub(super) enum Event {
-    /// A token, its text as far as it is whole.
-    Piece {
-        index: usize,
-        token: Option<u32>,
-        text: String,
-        logprobs: Option<TokenLogprobs>,
-    },
-    Generated {
-        index: usize,
-        generation: Generation,
-    },
-    Classified(Vec<Vec<LabelScore>>),
-    Embedded(Vec<Vec<f32>>),
-    Answered(Answer),
-    Failed(Error),
-    /// The server stopped before the job was done.
-    BrokenOff,
-}
-
-/// Work with somebody who waits for it.
-pub(super) struct Job {
-    work: Work,
-    /// Whose cache it may see; 0 is everybody's where no keys are asked for.
+/// Who waits for an answer.
+struct Client<'a> {
     owner: u64,
-    /// What it is computed with beside the model.
     adapter: Option<usize>,
     asked: Instant,
     reply: UnboundedSender<Event>,
+    _running: Running<'a>,
 }
 
-impl Job {
-    pub fn new(work: Work, owner: u64, reply: UnboundedSender<Event>) -> Self {
-        Self { work, owner, adapter: None, asked: Instant::now(), reply }
-    }
-
-    /// The same under an adapter of the session, by its number.
-    pub fn under(self, adapter: Option<usize>) -> Self {
-        Self { adapter, ..self }
+impl Client<'_> {
+    fn send(&self, event: Event) {
+        let _ = self.reply.send(event); // the client may have left
     }
 }
 
-/// Why a job was not taken.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// So many jobs wait already.
-    Full(usize),
-    Closed,
+/// One of the answers to a prompt.
+struct Choice<'a> {
+    client: Rc<Client<'a>>,
+    index: usize,
+    prompt: Rc<[u32]>,
+    options: GenerateOptions,
+    /// When the last token came.
+    last: Option<Instant>,
+    /// Log-probabilities so far, where the answer is a question's.
+    written: Option<Vec<f64>>,
 }
 
-/// Jobs that wait.
-pub(super) struct Queue {
-    jobs: Mutex<Waiting>,
-    changed: Condvar,
-    capacity: usize,
-    /// Ends the running job before its next token.
-    cancelled: AtomicBool,
+/// Texts of one client that are read one after another, beside those of others.
+struct Texts<'a> {
+    client: Rc<Client<'a>>,
+    what: Reading,
 }
 
-#[derive(Default)]
-struct Waiting {
-    jobs: VecDeque<Job>,
-    closed: bool,
-}
-
-impl Queue {
-    pub fn new(capacity: usize) -> Self {
-        let cancelled = AtomicBool::new(false);
-        Self { jobs: Mutex::default(), changed: Condvar::new(), capacity, cancelled }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a job, or refuses it at once.
-    pub fn push(&self, job: Job) -> Result<(), Refused> {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            return Err(Refused::Closed);
-        }
-        waiting.jobs.retain(|job| !job.reply.is_closed()); // who left makes room
-        if waiting.jobs.len() >= self.capacity {
-            return Err(Refused::Full(waiting.jobs.len()));
-        }
-        waiting.jobs.push_back(job);
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    /// Jobs that wait; the engine's thread never holds this lock while it computes.
-    pub fn waiting(&self) -> usize {
-        self.lock().jobs.len()
-    }
-
-    /// The next job that somebody still waits for; `None` once the queue is closed and empty.
-    fn pop(&self) -> Option<Job> {
-        let mut waiting = self.lock();
-        loop {
-            match waiting.jobs.pop_front() {
-                Some(job) if job.reply.is_closed() => {}
-                Some(job) => return Some(job),
-                None if waiting.closed => return None,
-                None => waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-
-    /// Takes no more jobs; those that wait are still done.
-    pub fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// Drops what waits, and ends what runs before its next token.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-        self.lock().jobs.clear();
-        self.close();
-    }
+enum Reading {
+    Classify { inputs: Vec<Vec<u32>>, done: Vec<Vec<LabelScore>> },
+    Embed { inputs: Vec<Vec<u32>>, done: Vec<Vec<f32>> },
+    Search(Box<Search>),
 }
 
 /// Does jobs until the queue is closed and empty.
-pub(super) fn work(session: &mut Session, queue: &Queue, metrics: &Metrics) {
-    while let Some(job) = queue.pop() {
-        metrics.queued.observe(job.asked.elapsed());
-        let _running = metrics.run();
-        // A bug in one request must not take the others with it; the half-done sequence is forgotten.
-        let outcome = catch_unwind(AssertUnwindSafe(|| answer(session, &job, queue, metrics)));
-        let event = outcome.unwrap_or_else(|_| {
-            session.reset();
-            Event::Failed(Error::new(Kind::Shape, "engine", "it failed on this request; please report this as a bug"))
-        });
-        let _ = job.reply.send(event); // the client may have left
-    }
+pub(super) fn work(session: &mut Session, queue: &Queue, metrics: &Metrics, limits: &Limits) {
+    let parallel = limits.parallel.clamp(1, session.n_seqs());
+    metrics.set_slots(parallel);
+    let copies = session.copies();
+    let (waiting, live, texts) = (VecDeque::new(), Vec::new(), Vec::new());
+    Worker { session, queue, metrics, parallel, copies, most: limits.request, waiting, live, texts }.run();
 }
 
-fn answer(session: &mut Session, job: &Job, queue: &Queue, metrics: &Metrics) -> Event {
-    let gone = || job.reply.is_closed() || queue.cancelled.load(Ordering::Relaxed);
-    if let Err(e) = session.use_adapter(job.adapter) {
-        return Event::Failed(e);
+struct Worker<'a> {
+    session: &'a mut Session,
+    queue: &'a Queue,
+    metrics: &'a Metrics,
+    /// Answers, and lists of texts, that go on at a time.
+    parallel: usize,
+    /// Whether a prompt that is read once serves all answers to it.
+    copies: bool,
+    /// How long a request may take.
+    most: Duration,
+    /// Taken up, but without a sequence yet: further answers to a prompt.
+    waiting: VecDeque<Choice<'a>>,
+    live: Vec<(Live, Choice<'a>)>,
+    texts: Vec<Texts<'a>>,
+}
+
+impl<'a> Worker<'a> {
+    fn run(&mut self) {
+        while self.admit() {
+            self.metrics.busy(self.live.len() + self.texts.len());
+            self.step();
+            self.read();
+            self.queue.expire(self.most);
+        }
     }
-    match &job.work {
-        Work::Generate { prompt, options, n } => {
-            session.take_slot(job.owner, prompt);
-            let mut index = 0;
-            loop {
-                let generation = match generate(session, prompt, options, index, job, &gone, metrics) {
-                    Ok(generation) => generation,
-                    Err(e) => return Event::Failed(e),
-                };
-                metrics.generated(&generation);
-                let event = Event::Generated { index, generation };
-                index += 1;
-                if index == *n || gone() {
-                    return event;
+
+    /// Takes up what there is room for; waits when there is nothing to do; `false` once there will be nothing more.
+    fn admit(&mut self) -> bool {
+        self.let_go();
+        loop {
+            while self.has_room() {
+                let Some(at) = (0..self.waiting.len()).find(|&i| self.may_begin(&self.waiting[i])) else { break };
+                let Some(choice) = self.waiting.remove(at) else { break };
+                self.begin(choice);
+            }
+            if !self.has_room() {
+                return true;
+            }
+            // A choice waits only for one that goes on, so that nothing waits here when nothing goes on.
+            let job = match self.live.is_empty() && self.texts.is_empty() {
+                true => {
+                    self.metrics.busy(0);
+                    let Some(job) = self.queue.pop() else { return false };
+                    job
                 }
-                let _ = job.reply.send(event);
+                false => match self.queue.try_pop() {
+                    Some(job) => job,
+                    None => return true,
+                },
+            };
+            self.take(job);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.live.len() + self.texts.len() < self.parallel
+    }
+
+    /// Ends what nobody waits for any more, or waited for too long.
+    fn let_go(&mut self) {
+        let (queue, most) = (self.queue, self.most);
+        let goes_on = |client: &Client| {
+            let late = client.asked.elapsed() > most;
+            if late && !client.reply.is_closed() {
+                client.send(Event::Failed(ApiError::too_late(most)));
+            }
+            !late && !client.reply.is_closed() && !queue.is_cancelled()
+        };
+        self.waiting.retain(|choice| goes_on(&choice.client));
+        self.texts.retain(|texts| goes_on(&texts.client));
+        for (live, choice) in std::mem::take(&mut self.live) {
+            if goes_on(&choice.client) {
+                self.live.push((live, choice));
+            } else {
+                self.metrics.generated(&self.session.end(live));
             }
         }
-        Work::Classify { inputs } => each(inputs, gone, |ids| session.classify(ids), metrics, Event::Classified),
-        Work::Embed { inputs } => each(inputs, gone, |ids| session.embed(ids), metrics, Event::Embedded),
-        Work::Answer { question, context } => {
-            session.answer(question, context).map_or_else(Event::Failed, Event::Answered)
+    }
+
+    fn take(&mut self, job: Job) {
+        self.metrics.queued.observe(job.asked.elapsed());
+        let Job { work, owner, adapter, asked, reply } = job;
+        let client = Rc::new(Client { owner, adapter, asked, reply, _running: self.metrics.run() });
+        let what = match work {
+            Work::Generate { prompt, options, n } => {
+                let prompt: Rc<[u32]> = prompt.into();
+                for index in 0..n {
+                    let mut options = options.clone();
+                    options.sampling.seed = options.sampling.seed.wrapping_add(index as u64);
+                    let (client, prompt) = (client.clone(), prompt.clone());
+                    self.waiting.push_back(Choice { client, index, prompt, options, last: None, written: None });
+                }
+                return;
+            }
+            Work::Classify { inputs } => Reading::Classify { inputs, done: Vec::new() },
+            Work::Embed { inputs } => Reading::Embed { inputs, done: Vec::new() },
+            Work::Answer { question, context } if self.session.finds_spans() => {
+                match guarded(|| self.session.search(&question, context)) {
+                    Ok(search) => Reading::Search(Box::new(search)),
+                    Err(e) => return client.send(Event::Failed(e.into())),
+                }
+            }
+            Work::Answer { question, context } => {
+                match guarded(|| self.session.question(&question, &context)) {
+                    Ok((prompt, options)) => {
+                        let (prompt, written) = (prompt.into(), Some(Vec::new()));
+                        self.waiting.push_back(Choice { client, index: 0, prompt, options, last: None, written });
+                    }
+                    Err(e) => client.send(Event::Failed(e.into())),
+                }
+                return;
+            }
+        };
+        self.texts.push(Texts { client, what });
+    }
+
+    /// The first answer to a prompt begins at once; the others once its prompt is read, where that can be copied, or else
+    /// once it has ended and left its cache.
+    fn may_begin(&self, choice: &Choice) -> bool {
+        let mut siblings = self.live.iter().filter(|(_, other)| Rc::ptr_eq(&other.client, &choice.client));
+        siblings.all(|(live, _)| self.copies && live.has_begun())
+    }
+
+    fn begin(&mut self, choice: Choice<'a>) {
+        let Client { owner, adapter, .. } = *choice.client;
+        let begun = guarded(|| {
+            self.session.use_adapter(adapter)?;
+            self.session.begin(owner, &choice.prompt, &choice.options)
+        });
+        match begun {
+            Ok(Some(live)) => self.live.push((live, choice)),
+            // Not while fewer go on than there are sequences.
+            Ok(None) => choice.client.send(Event::Failed(ApiError::broken_off())),
+            Err(e) => choice.client.send(Event::Failed(e.into())),
         }
+    }
+
+    /// One step of all answers that go on.
+    fn step(&mut self) {
+        if self.live.is_empty() {
+            return;
+        }
+        self.metrics.batch.observe(self.live.len());
+        let most = if self.live.iter().any(|(live, _)| live.has_begun()) { BESIDE } else { ALONE };
+        let (metrics, queue) = (self.metrics, self.queue);
+        let mut live = std::mem::take(&mut self.live);
+        let outcomes = self.session.advance(&mut live, most, |choice, piece| choice.piece(piece, metrics, queue));
+        for ((live, choice), outcome) in live.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(ControlFlow::Continue(())) => self.live.push((live, choice)),
+                Ok(ControlFlow::Break(())) => {
+                    let generation = self.session.end(live);
+                    self.metrics.generated(&generation);
+                    choice.end(generation);
+                }
+                Err(e) => {
+                    let _ = self.session.end(live);
+                    choice.client.send(Event::Failed(e.into()));
+                }
+            }
+        }
+    }
+
+    /// A text of each list in turn, then a second of each and so on: as many as have idle sequences and are not too long
+    /// together.
+    fn read(&mut self) {
+        let (idle, room) = (self.session.idle(), ALONE.min(self.session.capacity()));
+        let mut tokens = 0;
+        let mut next: Vec<(usize, Text)> = Vec::new(); // which list, and its text
+        let rounds = (0..idle).flat_map(|round| (0..self.texts.len()).map(move |list| (round, list)));
+        for (round, list) in rounds {
+            let Texts { client, what } = &self.texts[list];
+            let Some(text) = what.text(round, client.adapter) else { continue };
+            tokens += text.ids.len();
+            if next.len() == idle || (tokens > room && !next.is_empty()) {
+                break;
+            }
+            next.push((list, text));
+        }
+        if next.is_empty() {
+            return;
+        }
+        self.metrics.batch.observe(next.len());
+        let (lists, texts): (Vec<usize>, Vec<Text>) = next.into_iter().unzip();
+        let mut rows: Vec<Option<Result<Vec<f32>, Error>>> = texts.iter().map(|_| None).collect();
+        self.session.read(&texts, |i, found| rows[i] = Some(found.map(|row| row.to_vec())));
+        let mut over = Vec::new();
+        for (list, rows) in lists.into_iter().zip(rows) {
+            let texts = &mut self.texts[list];
+            let Some(rows) = rows.filter(|_| !over.contains(&list)) else { continue };
+            let event = match rows.and_then(|rows| guarded(|| texts.what.take(self.session, self.metrics, rows))) {
+                Ok(None) => continue,
+                Ok(Some(event)) => event,
+                Err(e) => Event::Failed(e.into()),
+            };
+            texts.client.send(event);
+            over.push(list);
+        }
+        let mut list = 0..;
+        self.texts.retain(|_| list.next().is_some_and(|i| !over.contains(&i)));
+        // Lists that found no room come first in the next step.
+        let last = self.texts.len().min(1);
+        self.texts.rotate_left(last);
     }
 }
 
-/// Choice `index` of an answer, token by token.
-fn generate(
-    session: &mut Session,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    index: usize,
-    job: &Job,
-    gone: &impl Fn() -> bool,
-    metrics: &Metrics,
-) -> Result<Generation, Error> {
-    let mut options = options.clone();
-    options.sampling.seed = options.sampling.seed.wrapping_add(index as u64);
-    let mut last: Option<Instant> = None;
-    let mut on_piece = |piece: &Piece| {
+impl Choice<'_> {
+    /// A token, or a stretch of the prompt, is done.
+    fn piece(&mut self, piece: &Piece, metrics: &Metrics, queue: &Queue) -> ControlFlow<()> {
+        let client = &self.client;
         if piece.token.is_some() {
             let now = Instant::now();
-            match last.replace(now) {
+            match self.last.replace(now) {
                 Some(before) => metrics.inter_token.observe(now - before),
-                None if index == 0 => metrics.first_token.observe(now - job.asked),
+                None if self.index == 0 => metrics.first_token.observe(now - client.asked),
                 None => {}
             }
         }
-        if piece.token.is_some() || !piece.text.is_empty() {
-            let (text, logprobs) = (piece.text.to_owned(), piece.logprobs.clone());
-            let _ = job.reply.send(Event::Piece { index, token: piece.token, text, logprobs });
+        match &mut self.written {
+            Some(logprobs) => logprobs.extend(piece.logprobs.as_ref().map(|l| l.logprob)),
+            None if piece.token.is_some() || !piece.text.is_empty() => {
+                let (text, logprobs) = (piece.text.to_owned(), piece.logprobs.clone());
+                client.send(Event::Piece { index: self.index, token: piece.token, text, logprobs });
+            }
+            None => {}
         }
-        if gone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    session.generate(prompt, &options, &mut on_piece)
+        let gone = client.reply.is_closed() || queue.is_cancelled();
+        if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn end(self, generation: Generation) {
+        self.client.send(match &self.written {
+            Some(_) if generation.finish_reason == FinishReason::Cancelled => Event::Failed(ApiError::broken_off()),
+            Some(logprobs) => Event::Answered(Answer::written(&generation, logprobs)),
+            None => Event::Generated { index: self.index, generation },
+        });
+    }
 }
 
-/// One text after another, as long as somebody waits.
-fn each<T>(
-    inputs: &[Vec<u32>],
-    gone: impl Fn() -> bool,
-    mut one: impl FnMut(&[u32]) -> Result<T, Error>,
-    metrics: &Metrics,
-    event: impl Fn(Vec<T>) -> Event,
-) -> Event {
-    let mut all = Vec::with_capacity(inputs.len());
-    for ids in inputs {
-        if gone() {
-            return Event::BrokenOff;
+impl Reading {
+    /// What is to be read next, or after `ahead` others; `None` when nothing is left, or when that is not known yet.
+    fn text(&self, ahead: usize, adapter: Option<usize>) -> Option<Text<'_>> {
+        let one = |ids| Text { ids, types: None, rows: Rows::Last, adapter };
+        match self {
+            Self::Classify { inputs, done } => inputs.get(done.len() + ahead).map(|ids| one(ids)),
+            Self::Embed { inputs, done } => inputs.get(done.len() + ahead).map(|ids| one(ids)),
+            Self::Search(search) if ahead == 0 => {
+                Some(Text { ids: search.ids(), types: Some(search.types()), rows: Rows::All, adapter })
+            }
+            Self::Search(_) => None,
         }
-        match one(ids) {
-            Ok(found) => all.push(found),
-            Err(e) => return Event::Failed(e),
+    }
+
+    /// Takes the rows of what was read; gives the answer once nothing is left to read.
+    fn take(&mut self, session: &Session, metrics: &Metrics, mut rows: Vec<f32>) -> Result<Option<Event>, Error> {
+        match self {
+            Self::Classify { inputs, done } => {
+                metrics.read(inputs[done.len()].len());
+                done.push(session.labelled(&rows));
+                Ok((done.len() == inputs.len()).then(|| Event::Classified(std::mem::take(done))))
+            }
+            Self::Embed { inputs, done } => {
+                metrics.read(inputs[done.len()].len());
+                unit(&mut rows);
+                done.push(rows);
+                Ok((done.len() == inputs.len()).then(|| Event::Embedded(std::mem::take(done))))
+            }
+            Self::Search(search) => match search.take(&rows) {
+                ControlFlow::Continue(()) => Ok(None),
+                ControlFlow::Break(()) => search.finish().map(|answer| Some(Event::Answered(answer))),
+            },
         }
-        metrics.read(ids.len());
-    }
-    event(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-
-    fn job(question: &str) -> (Job, UnboundedReceiver<Event>) {
-        let (reply, client) = unbounded_channel();
-        (Job::new(Work::Answer { question: question.into(), context: String::new() }, 0, reply), client)
-    }
-
-    fn asked(job: Option<Job>) -> Option<String> {
-        job.map(|job| match job.work {
-            Work::Answer { question, .. } => question,
-            _ => unreachable!(),
-        })
-    }
-
-    #[test]
-    fn a_full_queue_refuses_and_a_client_that_left_makes_room() {
-        let queue = Queue::new(2);
-        let ((a, _a), (b, b_client), (c, _c), (d, _d)) = (job("a"), job("b"), job("c"), job("d"));
-        queue.push(a).unwrap();
-        queue.push(b).unwrap();
-        assert_eq!(queue.push(c), Err(Refused::Full(2)));
-        drop(b_client);
-        queue.push(d).unwrap();
-        assert_eq!(asked(queue.pop()).as_deref(), Some("a"));
-        assert_eq!(asked(queue.pop()).as_deref(), Some("d"));
-    }
-
-    #[test]
-    fn a_closed_queue_is_emptied_and_takes_nothing_more() {
-        let queue = Queue::new(2);
-        let ((a, _a), (b, _b)) = (job("a"), job("b"));
-        queue.push(a).unwrap();
-        queue.close();
-        assert_eq!(queue.push(b), Err(Refused::Closed));
-        assert_eq!(asked(queue.pop()).as_deref(), Some("a"));
-        assert!(queue.pop().is_none());
-    }
-
-    #[test]
-    fn jobs_nobody_waits_for_are_never_begun() {
-        let queue = Queue::new(2);
-        let ((a, a_client), (b, _b)) = (job("a"), job("b"));
-        queue.push(a).unwrap();
-        queue.push(b).unwrap();
-        drop(a_client);
-        assert_eq!(asked(queue.pop()).as_deref(), Some("b"));
     }
 }

@@ -16,7 +16,7 @@ impl Session {
     }
 
     /// What follows is computed with the adapter of a number, or with the model alone, until told otherwise. A cache that
-    /// another one filled is not gone on with.
+    /// another one filled is not gone on with. A generation that has begun beside others keeps the one that it began with.
     /// # Errors
     /// [`Kind::Input`] for a number that there is not.
     pub fn use_adapter(&mut self, adapter: Option<usize>) -> Result<()> {
@@ -28,9 +28,10 @@ impl Session {
         Ok(())
     }
 
-    /// The sequence in use computes with the adapter in use, and holds nothing that another one computed.
-    pub(super) fn settle(&mut self) -> Result<()> {
-        self.slots.settle();
-        self.engine.choose(self.slots.seq(), self.slots.adapter)
+    /// A sequence computes with this adapter from here on, and holds nothing that another one computed.
+    pub(super) fn settle(&mut self, seq: usize, adapter: Option<usize>) -> Result<()> {
+        self.engine.choose(seq, adapter)?;
+        self.slots.settle(seq, adapter);
+        Ok(())
     }
 }

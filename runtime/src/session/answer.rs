@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::ops::Range;
 
-use super::{FinishReason, GenerateOptions, Session, too_long};
+use super::{FinishReason, GenerateOptions, Generation, Session, too_long};
 use crate::chat::answer_prompt;
 use crate::engine::Rows;
 use crate::error::{Error, Kind, Result};
@@ -39,47 +39,60 @@ impl Session {
     /// [`Kind::Input`] on an empty question or context, or a model that does not answer; [`Kind::Limit`] when the question,
     /// or a decoder's prompt, does not fit.
     pub fn answer(&mut self, question: &str, context: &str) -> Result<Answer> {
+        if self.finds_spans() {
+            let mut search = self.search(question, context.to_owned())?;
+            loop {
+                let rows = self.whole(search.ids(), Some(search.types()), Rows::All)?; // (T, 2)
+                if search.take(&rows).is_break() {
+                    return search.finish();
+                }
+            }
+        }
+        let (prompt, options) = self.question(question, context)?;
+        let mut logprobs = Vec::new();
+        let out = self.generate(&prompt, &options, &mut |piece| {
+            logprobs.extend(piece.logprobs.as_ref().map(|l| l.logprob));
+            ControlFlow::Continue(())
+        })?;
+        debug_assert_ne!(out.finish_reason, FinishReason::Cancelled);
+        Ok(Answer::written(&out, &logprobs))
+    }
+
+    /// Whether an answer is a span of its context, rather than written.
+    pub(crate) fn finds_spans(&self) -> bool {
+        self.task() == Task::Answer && self.output_dim() == 2
+    }
+
+    fn may_answer(&self, question: &str, context: &str) -> Result<()> {
         self.must_be("answer questions", &[Task::Answer, Task::Generate])?;
-        for (name, text) in [("question", question), ("context", context)] {
-            if text.trim().is_empty() {
-                return Err(Error::new(Kind::Input, name, "it is empty"));
-            }
-        }
-        if self.task() == Task::Answer && self.output_dim() == 2 {
-            self.find(question, context)
-        } else {
-            self.write(question, context)
+        match [("question", question), ("context", context)].iter().find(|(_, text)| text.trim().is_empty()) {
+            Some((name, _)) => Err(Error::new(Kind::Input, *name, "it is empty")),
+            None => Ok(()),
         }
     }
 
-    fn find(&mut self, question: &str, context: &str) -> Result<Answer> {
-        let pair = self.tokenizer()?.encode_pair(question, context)?;
-        let (mut best, mut no_answer): (Option<Span>, f64) = (None, f64::INFINITY);
-        for window in windows(&pair, self.capacity())? {
-            let ids: Vec<u32> = window.iter().map(|&i| pair.ids[i]).collect();
-            let types: Vec<u8> = window.iter().map(|&i| pair.type_ids[i] as u8).collect();
-            let rows = self.whole(&ids, Some(&types), Rows::All)?; // (T, 2)
-            let in_context: Vec<bool> = window.iter().map(|&i| pair.sequence[i] == Some(1)).collect();
-            let (span, none) = best_span(&rows, &in_context);
-            no_answer = no_answer.min(none);
-            if let Some(span) = span.filter(|s| best.as_ref().is_none_or(|b| s.score > b.score)) {
-                let tokens = window[span.tokens.start]..window[span.tokens.end - 1] + 1;
-                best = Some(Span { tokens, ..span });
-            }
-        }
-        let best = best.ok_or_else(|| Error::new(Kind::Input, "context", "it has no tokens"))?;
-        let bytes = pair.offsets[best.tokens.start].start..pair.offsets[best.tokens.end - 1].end;
-        let chars = |upto: usize| context[..upto].chars().count();
-        Ok(Answer {
-            answer: context[bytes.clone()].to_string(),
-            start: Some(chars(bytes.start)),
-            end: Some(chars(bytes.end)),
-            score: best.score,
-            no_answer_score: Some(no_answer),
-        })
+    /// What an encoder reads to answer.
+    pub(crate) fn search(&self, question: &str, context: String) -> Result<Search> {
+        self.may_answer(question, &context)?;
+        let pair = self.tokenizer()?.encode_pair(question, &context)?;
+        let windows = windows(&pair, self.capacity())?;
+        let mut search = Search {
+            ids: Vec::new(),
+            types: Vec::new(),
+            context,
+            pair,
+            windows: windows.into_iter(),
+            window: Vec::new(),
+            best: None,
+            no_answer: f64::INFINITY,
+        };
+        let _ = search.turn(); // there is one window at least
+        Ok(search)
     }
 
-    fn write(&mut self, question: &str, context: &str) -> Result<Answer> {
+    /// What a decoder goes on with to answer.
+    pub(crate) fn question(&self, question: &str, context: &str) -> Result<(Vec<u32>, GenerateOptions)> {
+        self.may_answer(question, context)?;
         let prompt = self.tokenizer()?.encode(&answer_prompt(question, context), true)?;
         let options = GenerateOptions {
             max_tokens: MAX_WRITTEN,
@@ -87,15 +100,78 @@ impl Session {
             logprobs: Some(0),
             ..GenerateOptions::default()
         };
-        let mut logprobs = Vec::new();
-        let out = self.generate(&prompt, &options, &mut |piece| {
-            logprobs.extend(piece.logprobs.as_ref().map(|l| l.logprob));
-            ControlFlow::Continue(())
-        })?;
-        debug_assert_ne!(out.finish_reason, FinishReason::Cancelled);
+        Ok((prompt, options))
+    }
+}
+
+impl Answer {
+    /// What a decoder wrote, and the log-probabilities of its tokens.
+    pub(crate) fn written(out: &Generation, logprobs: &[f64]) -> Self {
         let mean = logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64;
         let score = if logprobs.is_empty() { 0.0 } else { mean.exp() };
-        Ok(Answer { answer: out.text.trim().to_string(), start: None, end: None, score, no_answer_score: None })
+        Self { answer: out.text.trim().to_string(), start: None, end: None, score, no_answer_score: None }
+    }
+}
+
+/// A search for a span, window by window.
+pub(crate) struct Search {
+    context: String,
+    pair: Encoding,
+    windows: std::vec::IntoIter<Vec<usize>>,
+    /// Positions of the pair that are to be read next, their ids and types.
+    window: Vec<usize>,
+    ids: Vec<u32>,
+    types: Vec<u8>,
+    best: Option<Span>,
+    no_answer: f64,
+}
+
+impl Search {
+    /// What is to be read next.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Question or context, of each.
+    pub fn types(&self) -> &[u8] {
+        &self.types
+    }
+
+    /// Turns to the next window.
+    fn turn(&mut self) -> ControlFlow<()> {
+        let Some(window) = self.windows.next() else { return ControlFlow::Break(()) };
+        self.ids = window.iter().map(|&i| self.pair.ids[i]).collect();
+        self.types = window.iter().map(|&i| self.pair.type_ids[i] as u8).collect();
+        self.window = window;
+        ControlFlow::Continue(())
+    }
+
+    /// Takes the rows (T, 2) of what was to be read; breaks when nothing is left.
+    pub fn take(&mut self, rows: &[f32]) -> ControlFlow<()> {
+        let window = &self.window;
+        let in_context: Vec<bool> = window.iter().map(|&i| self.pair.sequence[i] == Some(1)).collect();
+        let (span, none) = best_span(rows, &in_context);
+        self.no_answer = self.no_answer.min(none);
+        if let Some(span) = span.filter(|s| self.best.as_ref().is_none_or(|b| s.score > b.score)) {
+            let tokens = window[span.tokens.start]..window[span.tokens.end - 1] + 1;
+            self.best = Some(Span { tokens, ..span });
+        }
+        self.turn()
+    }
+
+    /// The best span of all windows.
+    pub fn finish(&self) -> Result<Answer> {
+        let Self { context, pair, .. } = self;
+        let best = self.best.as_ref().ok_or_else(|| Error::new(Kind::Input, "context", "it has no tokens"))?;
+        let bytes = pair.offsets[best.tokens.start].start..pair.offsets[best.tokens.end - 1].end;
+        let chars = |upto: usize| context[..upto].chars().count();
+        Ok(Answer {
+            answer: context[bytes.clone()].to_string(),
+            start: Some(chars(bytes.start)),
+            end: Some(chars(bytes.end)),
+            score: best.score,
+            no_answer_score: Some(self.no_answer),
+        })
     }
 }
 

@@ -8,6 +8,11 @@ use super::{Joining, TokenKind, Tokenizer};
 /// that SentencePiece puts before every text.
 pub struct PieceStream<'a> {
     tokenizer: &'a Tokenizer,
+    pieces: Pieces,
+}
+
+/// The same for those who hold the tokenizer elsewhere.
+pub(crate) struct Pieces {
     waiting: Vec<u8>,
     skip_special: bool,
     first: bool,
@@ -16,29 +21,46 @@ pub struct PieceStream<'a> {
 impl<'a> PieceStream<'a> {
     /// A stream that continues a text and hides control tokens.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, waiting: Vec::new(), skip_special: true, first: false }
+        Self { tokenizer, pieces: Pieces::new(false) }
     }
 
     /// Whether control tokens are left out.
     pub fn skip_special(mut self, skip: bool) -> Self {
-        self.skip_special = skip;
+        self.pieces.skip_special = skip;
         self
     }
 
     /// The ids begin a text of their own.
     pub fn from_the_start(mut self) -> Self {
-        self.first = true;
+        self.pieces.first = true;
         self
     }
 
     /// The text that is whole once `id` is there; often one word, empty while a character is unfinished.
     pub fn push(&mut self, id: u32) -> String {
+        self.pieces.push(self.tokenizer, id)
+    }
+
+    /// What still waits, with U+FFFD for half a character.
+    pub fn finish(&mut self) -> String {
+        self.pieces.finish()
+    }
+}
+
+impl Pieces {
+    /// - `first`: the ids begin a text of their own
+    pub fn new(first: bool) -> Self {
+        Self { waiting: Vec::new(), skip_special: true, first }
+    }
+
+    /// See [`PieceStream::push`].
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         let hidden = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::Unused);
-        if self.skip_special && self.tokenizer.kind(id).is_none_or(hidden) {
+        if self.skip_special && tokenizer.kind(id).is_none_or(hidden) {
             return String::new();
         }
-        let piece = self.tokenizer.decode_piece(id);
-        let piece = match self.tokenizer.joining {
+        let piece = tokenizer.decode_piece(id);
+        let piece = match tokenizer.joining {
             Joining::Bytes { strip } if strip && self.first => piece.strip_prefix(b" ").unwrap_or(piece),
             Joining::Words if self.first || closes(piece) => piece.strip_prefix(b" ").unwrap_or(piece),
             _ => piece,
@@ -48,7 +70,7 @@ impl<'a> PieceStream<'a> {
         self.take_whole()
     }
 
-    /// What still waits, with U+FFFD for half a character.
+    /// See [`PieceStream::finish`].
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.waiting)).into_owned()
     }

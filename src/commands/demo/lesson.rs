@@ -116,7 +116,7 @@ fn answer() -> Lesson {
         rows: "questions over a short text",
         aim: "answer questions from a short text",
         meaning: "exact match: the share of held-out questions answered in exactly the right words",
-        settings: settings(TaskName::Answer, 6.0, 3e-3, 16),
+        settings: settings(TaskName::Answer, 6.0, 2e-3, 16),
         prompts: data.test.iter().take(2).map(ask).collect(),
         train: data.train.iter().map(row).collect(),
         test: data.test.iter().map(row).collect(),

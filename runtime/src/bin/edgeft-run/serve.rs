@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
+use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
 use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
@@ -24,9 +25,14 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let key_file = a.text("--api-key-file").map(PathBuf::from);
     key_file.as_deref().map(read_keys).transpose()?;
     safe(addr, key_file.is_some(), a.text("--insecure-no-auth").is_some())?;
-    let slots = match a.number::<usize>("--cache-slots")? {
-        Some(n) if !(1..=64).contains(&n) => return Err(usage("--cache-slots", format!("{n} is not from 1 to 64"))),
-        n => n.unwrap_or(1),
+    let slots = |flag: &str| match a.number::<usize>(flag)? {
+        Some(n) if !(1..=MOST).contains(&n) => Err(usage(flag, format!("{n} is not from 1 to {MOST}"))),
+        n => Ok(n),
+    };
+    let (parallel, kept) = (slots("--parallel")?, slots("--cache-slots")?);
+    let request = match a.number("--deadline")? {
+        Some(0) => return Err(usage("--deadline", "is 0; the least is 1")),
+        n => n.map_or(Limits::default().request, Duration::from_secs),
     };
     let drain = a.number("--drain")?.map_or(Limits::default().drain, Duration::from_secs);
     let place = Path::new(&a.model);
@@ -43,14 +49,20 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let config = Config {
         adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         access: Access { key_file, hosts: a.texts("--allow-host"), origins: a.texts("--allow-origin") },
-        limits: Limits { drain, ..Limits::default() },
+        limits: Limits { drain, request, parallel: parallel.unwrap_or(PARALLEL), ..Limits::default() },
         log: a.text("--log").map(|_| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, name.as_str())
     };
     // The socket is bound first, so that /healthz answers and /readyz says no while hashes are checked and weights load.
     let given = a.model.clone();
     let server = Server::start(config, move || {
-        let mut loaded = Loaded::with_slots(&Model::open(&model_file(&given)?)?, &options, slots)?;
+        let model = Model::open(&model_file(&given)?)?;
+        let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
+        let plan = Plan::new(&model, beside, &options, parallel, kept)?;
+        if let Some(line) = plan.fewer(parallel) {
+            eprintln!("{line}");
+        }
+        let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
         for (_, adapter, scale) in &adapters {
             loaded.session.add_adapter(adapter, *scale)?;
         }

@@ -57,6 +57,9 @@ struct Buffers {
     wide: Vec<f32>,     // (T, F)
 }
 
+/// Tokens that meet a block of keys together, at most.
+const TOKENS: usize = 16;
+
 /// llama.cpp's `pooling_type`.
 const POOLING_MEAN: u32 = 1;
 const POOLING_CLS: u32 = 2;
@@ -123,16 +126,21 @@ impl Bert {
         })
     }
 
-    /// One text, whole; appends its rows to `out`.
-    pub fn forward(&mut self, model: &Model, compute: &mut Compute, run: &Run, out: &mut Vec<f32>) -> Result<()> {
+    /// Texts, whole, in one pass; appends their rows to `out`.
+    pub fn forward(&mut self, model: &Model, compute: &mut Compute, runs: &[Run], out: &mut Vec<f32>) -> Result<()> {
         let h = model.hparams();
         let b = &mut self.buffers;
-        let (c, n, eps) = (h.hidden, run.tokens.len(), h.norm_eps);
+        let (c, eps) = (h.hidden, h.norm_eps);
         let table = model.matrix(self.words);
+        let spans = spans(runs);
+        // Of every token, the text that it sees.
+        let seen: Vec<(usize, usize)> = spans.iter().flat_map(|s| std::iter::repeat_n(*s, s.1 - s.0)).collect();
+        let n = seen.len();
         b.x.resize(n * c, 0.0);
-        for (t, (x, id)) in b.x.chunks_mut(c).zip(run.tokens).enumerate() {
-            decode(table.ty, table.row(*id as usize), x);
-            compute.adapters.embed(t, self.words, *id, x);
+        let tokens = runs.iter().flat_map(|run| run.tokens.iter().enumerate().map(move |(t, id)| (run, t, *id)));
+        for (row, (x, (run, t, id))) in b.x.chunks_mut(c).zip(tokens).enumerate() {
+            decode(table.ty, table.row(id as usize), x);
+            compute.adapters.embed(row, self.words, id, x);
             let position = &self.positions[t * c..][..c];
             match &self.types {
                 None => add(x, position),
@@ -152,13 +160,15 @@ impl Bert {
             b.attended.resize(n * c, 0.0);
             let (kernels, d, q) = (compute.kernels, h.head_dim, &b.q);
             let (keys, values) = (KvRows::F32(&b.k), KvRows::F32(&b.v));
-            compute.pool.run_chunks(&mut b.attended, c, &|t, out| {
-                let (mut scores, mut row) = (vec![0.0; n], vec![0.0; d]);
-                for (kv_head, out) in out.chunks_mut(d).enumerate() {
-                    let q = &q[t * c + kv_head * d..][..d];
+            let tokens = n.div_ceil(compute.pool.threads()).min(TOKENS);
+            compute.pool.run_chunks(&mut b.attended, tokens * c, &|i, out| {
+                let (q, spans) = (&q[i * tokens * c..][..out.len()], &seen[i * tokens..][..out.len() / c]);
+                let mut scratch = Vec::new();
+                for kv_head in 0..h.n_heads {
                     let scale = h.attention_scale;
-                    let seen = Seen { keys, values, span: (0, n), kv_head, width: c, scale };
-                    kernels.attend(q, &seen, &mut scores, &mut row, out);
+                    let seen = Seen { keys, values, spans, kv_head, group: 1, d, stride: c, width: c, scale };
+                    scratch.resize(seen.scratch(), 0.0);
+                    kernels.attend(&q[kv_head * d..], &seen, &mut scratch, &mut out[kv_head * d..]);
                 }
             });
             compute.set(&b.attended, c);
@@ -173,32 +183,62 @@ impl Bert {
             add(&mut b.x, &b.y);
             layer.norm.renew(&mut b.x, eps);
         }
-        if run.rows == Rows::None {
-            return Ok(());
-        }
-        match &self.head {
-            Head::Classify { pooler, output } => {
-                compute.set(&b.x[..c], c);
-                compute.mul(model, pooler, &mut b.y);
-                b.y.iter_mut().for_each(|y| *y = y.tanh());
-                compute.set(&b.y, c);
-                compute.mul(model, output, &mut b.q);
-                out.extend_from_slice(&b.q);
-            }
-            Head::Rectified { dense, output } => {
-                b.y.clear();
-                head(&compute.kernels, &dense[0], Some(&dense[1]), &b.x[..c], &mut b.y);
-                b.y.iter_mut().for_each(|y| *y = y.max(0.0));
-                head(&compute.kernels, &output[0], Some(&output[1]), &b.y, out);
-            }
-            Head::Span { weight, bias } => {
-                wanted(run).for_each(|t| head(&compute.kernels, weight, Some(bias), &b.x[t * c..][..c], out));
-            }
-            Head::Pool { mean: false } => out.extend_from_slice(&b.x[..c]),
-            Head::Pool { mean: true } => {
-                out.extend((0..c).map(|i| (0..n).map(|t| b.x[t * c + i]).sum::<f32>() / n as f32));
-            }
+        let Buffers { x, q, y, .. } = b;
+        for (run, (from, to)) in runs.iter().zip(spans).filter(|(run, _)| run.rows != Rows::None) {
+            compute.adapters.lay(std::slice::from_ref(run), |_| 1); // a head's matrices read one row
+            self.head.apply(model, compute, run, &x[from * c..to * c], (&mut *y, &mut *q), out);
         }
         Ok(())
+    }
+}
+
+/// First token of each run, and one past its last.
+fn spans(runs: &[Run]) -> Vec<(usize, usize)> {
+    let mut to = 0;
+    let span = |run: &Run| {
+        let from = to;
+        to += run.tokens.len();
+        (from, to)
+    };
+    runs.iter().map(span).collect()
+}
+
+impl Head {
+    /// Appends the rows of one text.
+    /// - `x`: `(T, C)`, its last states;  `room`: two buffers
+    fn apply(
+        &self,
+        model: &Model,
+        compute: &mut Compute,
+        run: &Run,
+        x: &[f32],
+        (y, z): (&mut Vec<f32>, &mut Vec<f32>),
+        out: &mut Vec<f32>,
+    ) {
+        let c = model.hparams().hidden;
+        let n = run.tokens.len();
+        match self {
+            Self::Classify { pooler, output } => {
+                compute.set(&x[..c], c);
+                compute.mul(model, pooler, y);
+                y.iter_mut().for_each(|y| *y = y.tanh());
+                compute.set(y, c);
+                compute.mul(model, output, z);
+                out.extend_from_slice(z);
+            }
+            Self::Rectified { dense, output } => {
+                y.clear();
+                head(&compute.kernels, &dense[0], Some(&dense[1]), &x[..c], y);
+                y.iter_mut().for_each(|y| *y = y.max(0.0));
+                head(&compute.kernels, &output[0], Some(&output[1]), y, out);
+            }
+            Self::Span { weight, bias } => {
+                wanted(run).for_each(|t| head(&compute.kernels, weight, Some(bias), &x[t * c..][..c], out));
+            }
+            Self::Pool { mean: false } => out.extend_from_slice(&x[..c]),
+            Self::Pool { mean: true } => {
+                out.extend((0..c).map(|i| (0..n).map(|t| x[t * c + i]).sum::<f32>() / n as f32));
+            }
+        }
     }
 }

@@ -12,6 +12,9 @@ use std::ops::Range;
 /// Weight rows that one task takes, at most: enough to be worth a turn, few enough to spread.
 const MOST_ROWS: usize = 64;
 
+/// Floats of a line of the cache.
+const SIDE: usize = 16;
+
 thread_local! {
     /// Where a kernel decodes a row of weights.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -92,15 +95,16 @@ impl Compute {
             watch.add(linear, &self.acts);
         }
         let w = linear.matrix(model);
-        self.acts.prepare(Form::of(w.ty));
+        let (pool, turn) = (&self.pool, self.kernels.turn(w.ty, self.acts.n));
+        self.acts.prepare_with(Form::of(w.ty), turn, &|rows, f| pool.run_chunks(rows, 1, &|t, row| f(t, &mut row[0])));
         let (n, rows, cols) = (self.acts.n, w.rows, w.cols);
         y.resize(n * rows, 0.0);
         let per_task = rows.div_ceil(4 * self.pool.threads()).clamp(1, MOST_ROWS);
         let (kernels, acts) = (self.kernels, &self.acts);
         let task = |i: usize, out: &mut [f32]| {
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(cols.max(scratch.len()), 0.0);
-                kernels.rows(&w, i * per_task, acts, out, &mut scratch[..cols]);
+                scratch.resize(Kernels::scratch(cols).max(scratch.len()), 0.0);
+                kernels.rows(&w, i * per_task, acts, out, scratch);
             });
         };
         if n == 1 {
@@ -109,9 +113,11 @@ impl Compute {
             self.turned.resize(n * rows, 0.0);
             self.pool.run_chunks(&mut self.turned, per_task * n, &task);
             let turned = &self.turned;
-            self.pool.run_chunks(y, rows, &|t, y| {
-                for (r, y) in y.iter_mut().enumerate() {
-                    *y = turned[r * n + t];
+            // As many at a time as lie side by side in a line of the cache.
+            self.pool.run_chunks(y, SIDE * rows, &|i, y| {
+                for (r, products) in turned.chunks_exact(n).enumerate() {
+                    let products = &products[i * SIDE..][..y.len() / rows];
+                    products.iter().enumerate().for_each(|(t, product)| y[t * rows + r] = *product);
                 }
             });
         }

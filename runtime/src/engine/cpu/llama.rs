@@ -15,9 +15,14 @@ use crate::model::{Arch, Hparams, Model, Task};
 use std::cell::RefCell;
 
 thread_local! {
-    /// Scores, and one key or value, of one attention task.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// Scores, and some keys or values, of one attention task.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Tokens that meet a block of keys together, at most.
+const TOKENS: usize = 16;
+/// Floats of their scores, at most, while they are several: 1 MiB.
+const SCORES: usize = 1 << 18;
 
 /// Where the weights are, and buffers of one pass.
 pub struct Llama {
@@ -104,7 +109,10 @@ impl Llama {
         let (c, d) = (h.hidden, h.head_dim);
         let (q_dim, kv_dim) = (h.n_heads * d, h.n_kv_heads * d);
         let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens.iter().copied()).collect();
-        let positions = || runs.iter().flat_map(|r| (0..r.tokens.len()).map(|i| cache.len(r.seq) + i));
+        // Sequence and position of every token.
+        let places: Vec<(usize, usize)> =
+            runs.iter().flat_map(|r| (0..r.tokens.len()).map(|i| (r.seq, cache.len(r.seq) + i))).collect();
+        let positions = || places.iter().map(|(_, p)| *p);
         let table = model.matrix(self.embedding);
         b.x.resize(tokens.len() * c, 0.0);
         for (t, (x, id)) in b.x.chunks_mut(c).zip(&tokens).enumerate() {
@@ -143,10 +151,9 @@ impl Llama {
             for run in runs {
                 let n = run.tokens.len();
                 cache.write(run.seq, layer, &b.k[at * kv_dim..][..n * kv_dim], &b.v[at * kv_dim..][..n * kv_dim]);
-                let (q, attended) = (&b.q[at * q_dim..][..n * q_dim], &mut b.attended[at * q_dim..][..n * q_dim]);
-                attend(h, compute, cache, run.seq, layer, q, attended);
                 at += n;
             }
+            attend(h, compute, cache, &places, layer, &b.q, &mut b.attended);
             compute.set(&b.attended, q_dim);
             compute.mul(model, &block.output, &mut b.y);
             add_normed(&mut b.x, &b.y, block.post_attn_norm.as_ref(), h.norm_eps, &mut b.normed);
@@ -251,24 +258,51 @@ fn ropes(find: &Finder, h: &Hparams) -> Vec<Rope> {
     ropes
 }
 
-/// Causal attention of a run's tokens, already written to the cache, over their sequence.
-fn attend(h: &Hparams, compute: &Compute, cache: &KvCache, seq: usize, layer: usize, q: &[f32], out: &mut [f32]) {
+/// Causal attention of all tokens, already written to the cache, each over its own sequence.
+fn attend(
+    h: &Hparams,
+    compute: &Compute,
+    cache: &KvCache,
+    places: &[(usize, usize)],
+    layer: usize,
+    q: &[f32],
+    out: &mut [f32],
+) {
     let (d, group, window) = (h.head_dim, h.n_heads / h.n_kv_heads, h.window(layer));
-    let n = q.len() / (h.n_heads * d);
-    let before = cache.len(seq);
-    let (keys, values) = cache.rows(seq, layer, before + n);
-    let kernels = compute.kernels;
-    compute.pool.run_chunks(out, group * d, &|i, out| {
-        let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
-        let to = before + t + 1;
-        let from = window.map_or(0, |w| to.saturating_sub(w));
-        let seen = Seen { keys, values, span: (from, to), kv_head, width: h.n_kv_heads * d, scale: h.attention_scale };
-        let q = &q[i * group * d..][..group * d];
-        SCRATCH.with_borrow_mut(|(scores, row)| {
-            scores.resize(scores.len().max(group * (to - from)), 0.0);
-            row.resize(d, 0.0);
-            kernels.attend(q, &seen, &mut scores[..group * (to - from)], row, out);
+    let (stride, kernels) = (h.n_heads * d, compute.kernels);
+    let span = |position: usize| (window.map_or(0, |w| (position + 1).saturating_sub(w)), position + 1);
+    // Neighbours of one sequence; `q` and `out` begin with the first token's first head of the group.
+    let part = |places: &[(usize, usize)], kv_head: usize, q: &[f32], out: &mut [f32]| {
+        let spans: Vec<(usize, usize)> = places.iter().map(|(_, position)| span(*position)).collect();
+        let Some(((seq, _), (_, to))) = places.first().zip(spans.last()) else { return };
+        let (keys, values) = cache.rows(*seq, layer, *to);
+        let (width, scale) = (h.n_kv_heads * d, h.attention_scale);
+        let seen = Seen { keys, values, spans: &spans, kv_head, group, d, stride, width, scale };
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(scratch.len().max(seen.scratch()), 0.0);
+            kernels.attend(q, &seen, scratch, out);
         });
+    };
+    // Tokens of different sequences are spread by heads, those of one by tokens; as many together as their scores leave room
+    // for.
+    if places.windows(2).all(|two| two[0].0 != two[1].0) {
+        compute.pool.run_chunks(out, group * d, &|i, out| {
+            let (t, kv_head) = (i / h.n_kv_heads, i % h.n_kv_heads);
+            part(&places[t..=t], kv_head, &q[i * group * d..], out);
+        });
+        return;
+    }
+    let longest = places.iter().map(|(_, position)| position + 1).max().unwrap_or(1);
+    let tokens = places.len().div_ceil(compute.pool.threads()).min(TOKENS).min(SCORES / (group * longest)).max(1);
+    compute.pool.run_chunks(out, tokens * stride, &|i, out| {
+        let mut at = 0;
+        for places in places[i * tokens..][..out.len() / stride].chunk_by(|a, b| a.0 == b.0) {
+            for k in 0..h.n_kv_heads {
+                let head = at * stride + k * group * d;
+                part(places, k, &q[i * tokens * stride + head..], &mut out[head..]);
+            }
+            at += places.len();
+        }
     });
 }
 

@@ -1,5 +1,6 @@
 //! What stands between two matrices: norms, rotary embedding, activations and gates. Slices in, slices out.
 
+use crate::kernels::scalar::exp;
 use crate::model::Act;
 
 /// Weights of a norm: RMSNorm, or LayerNorm where there is a bias.
@@ -120,7 +121,7 @@ impl Rope {
 /// g = silu(g) * u.
 pub fn swiglu(g: &mut [f32], u: &[f32]) {
     for (g, u) in g.iter_mut().zip(u) {
-        *g = *g / (1.0 + (-*g).exp()) * u;
+        *g = *g / (1.0 + exp(-*g)) * u;
     }
 }
 
@@ -136,7 +137,7 @@ pub fn gated(act: Act, g: &mut [f32], u: &[f32]) {
 /// x = act(x).
 pub fn bend(act: Act, x: &mut [f32]) {
     match act {
-        Act::Silu => x.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp()),
+        Act::Silu => x.iter_mut().for_each(|x| *x /= 1.0 + exp(-*x)),
         Act::Gelu => gelu(x),
         Act::GeluTanh => gelu_tanh(x),
     }
