@@ -286,7 +286,9 @@ fn texts_under_several_adapters_are_each_labelled_as_alone_to_the_bit() {
     let engine = |n_seqs, threads| {
         let options = EngineOptions { backend: Backend::Cpu, threads, ctx: 64, n_seqs, kv: KvType::F32 };
         let mut engine = model.engine(&options).unwrap();
-        all.iter().for_each(|adapter| drop(engine.add_adapter(adapter, 1.0).unwrap()));
+        for adapter in &all {
+            engine.add_adapter(adapter, 1.0).unwrap();
+        }
         engine
     };
     let alone = |i: usize, adapter| {

@@ -163,7 +163,9 @@ fn texts_under_several_adapters_are_labelled_side_by_side_as_alone() {
     let (replies, most) = at_once(&serve(model.clone(), adapters.clone(), 4), "/v1/classify", &bodies);
     assert!(most > 2, "never more than {most} side by side");
     let mut session = Session::new(&model, &options()).unwrap();
-    adapters.iter().for_each(|adapter| drop(session.add_adapter(adapter, 1.0).unwrap()));
+    for adapter in &adapters {
+        session.add_adapter(adapter, 1.0).unwrap();
+    }
     for ((name, adapter), reply) in NAMES.into_iter().zip(&replies) {
         session.use_adapter(adapter).unwrap();
         assert_eq!(reply["model"], name);
@@ -181,7 +183,9 @@ fn texts_under_several_adapters_are_labelled_side_by_side_as_alone() {
 #[test]
 fn a_generation_begins_with_what_was_read_under_its_own_adapter() {
     let mut session = Session::with_slots(&model(), &options(), 4).unwrap();
-    adapters().iter().for_each(|adapter| drop(session.add_adapter(adapter, 1.0).unwrap()));
+    for adapter in &adapters() {
+        session.add_adapter(adapter, 1.0).unwrap();
+    }
     let prompt: Vec<u32> = (0..30).map(|i| 5 + i).collect();
     let options = GenerateOptions { max_tokens: 4, stop_ids: Some(Vec::new()), ..GenerateOptions::default() };
     let mut live = Vec::new();
