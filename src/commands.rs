@@ -1,5 +1,6 @@
 //! One verb a file: arguments in, report out. Only this folder and the binaries print, read the environment or exit.
 
+pub mod adapter;
 pub mod audit;
 pub mod bench;
 pub mod data;

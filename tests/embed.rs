@@ -55,7 +55,9 @@ fn a_c_program_links_and_runs() {
     cc.arg("-I").arg(top().join("targets/bundle")).arg(top().join("tests/embed/main.c"));
     cc.arg("-L").arg(beside).args(["-ledgeft_runtime", "-lm"]).arg(format!("-Wl,-rpath,{}", beside.display()));
     run(&mut cc);
-    let said = run(Command::new(folder.at("main")).arg(models()));
+    let all = [("blk.0.attn_q.weight", [64, 64], 4), ("blk.0.attn_output.weight", [64, 64], 4)];
+    folder.write("adapter.gguf", crate::beside::pairs("llama", &all, 1));
+    let said = run(Command::new(folder.at("main")).arg(models()).arg(folder.at("adapter.gguf")));
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
         said,

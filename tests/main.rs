@@ -1,6 +1,7 @@
 //! Through the front door: the binary as typed, and the library as documented. Offline; one binary, so that it links once.
 
 mod adapters;
+mod beside;
 mod budget;
 mod cli;
 mod common;

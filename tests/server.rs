@@ -1,6 +1,7 @@
 //! The server through real HTTP on port 0: a hand-written client over `TcpStream`, a tiny Llama with random weights, so
 //! that nothing here depends on what a model says.
 
+mod adapters;
 mod api;
 mod batch;
 mod load;

@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, TryLockError};
 
 use crate::chat::Message;
+use crate::model::adapter::Adapter;
 use crate::model::{Model, Task};
 use crate::session::{GenerateOptions, Session};
 use border::{Checked, Failure, boxed, free, given, guard, input, place, text};
@@ -201,6 +202,45 @@ pub unsafe extern "C" fn edgeft_session_reset(session: *mut EdgeftSession) -> Ed
             s.reset();
             Ok(())
         })
+    })
+}
+
+/// Loads a GGUF adapter (`edgeft quantize RUN --adapter-only` writes one) beside the model, at `scale` times its strength, and
+/// sets `number` to its number, from 0. It is used from `edgeft_session_use_adapter` on, and freed with the session.
+/// # Safety
+/// `session` is a session; `path` ends with a zero; `number` is a place for an int32_t.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgeft_session_add_adapter(
+    session: *mut EdgeftSession,
+    path: *const c_char,
+    scale: f32,
+    number: *mut i32,
+) -> EdgeftCode {
+    guard(|| {
+        // SAFETY: by the caller's promise.
+        let (session, path, place) = unsafe { (given(session, "session")?, text(path, "path")?, number.as_mut()) };
+        let place = place.ok_or_else(|| input("number", "is null"))?;
+        if !scale.is_finite() {
+            return Err(input("scale", "is no number"));
+        }
+        let adapter = Adapter::open(path)?;
+        *place = session.with(|s| Ok(s.add_adapter(&adapter, scale)?))? as i32;
+        Ok(())
+    })
+}
+
+/// What follows is computed with the adapter of a number; -1 is the model alone, as at first.
+/// # Safety
+/// `session` is a session.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgeft_session_use_adapter(session: *mut EdgeftSession, number: i32) -> EdgeftCode {
+    guard(|| {
+        let adapter = match number {
+            -1 => None,
+            n => Some(usize::try_from(n).map_err(|_| input("number", "is below -1"))?),
+        };
+        // SAFETY: by the caller's promise.
+        unsafe { given(session, "session") }?.with(|s| Ok(s.use_adapter(adapter)?))
     })
 }
 

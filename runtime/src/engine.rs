@@ -10,6 +10,7 @@ pub use crate::kv_cache::KvType;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::Hparams;
+use crate::model::adapter::Adapter;
 
 /// Where the arithmetic is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,8 +151,30 @@ pub trait Engine: Send {
     fn capacity(&self) -> usize;
     /// Number of sequences.
     fn n_seqs(&self) -> usize;
+    /// Takes an adapter beside the weights and gives its number, from 0; sequences do without until [`Engine::choose`].
+    /// - `scale`: what α/r is multiplied by; 1 is as it was tuned
+    ///
+    /// # Errors
+    /// `Input` or `Shape` for one that does not fit the model; `Input` from an engine that applies none.
+    fn add_adapter(&mut self, _adapter: &Adapter, _scale: f32) -> Result<usize> {
+        Err(no_adapters("the engine in use"))
+    }
+    /// What a sequence is computed with from here on: the adapter of a number, or the model alone. Several may be in one
+    /// batch. A sequence that had another one forgets its tokens.
+    ///
+    /// # Errors
+    /// `Input` for a sequence or a number that there is not.
+    fn choose(&mut self, _seq: usize, adapter: Option<usize>) -> Result<()> {
+        adapter.map_or(Ok(()), |_| Err(no_adapters("the engine in use")))
+    }
     /// Whether no sequence holds a token.
     fn is_empty(&self) -> bool {
         (0..self.n_seqs()).all(|s| self.len(s) == 0)
     }
+}
+
+/// What an engine says that computes with the model's own weights alone.
+pub(crate) fn no_adapters(engine: &str) -> Error {
+    let message = "applies no adapters; use the engine cpu, or merge the adapter (`edgeft quantize RUN --type q8_0 --out model.gguf`)";
+    Error::new(Kind::Input, engine, message)
 }

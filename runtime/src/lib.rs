@@ -44,6 +44,20 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Adapters stand beside a model of any type, and several sessions, or turns of one, may use different ones:
+//!
+//! ```no_run
+//! # fn main() -> edgeft_runtime::Result<()> {
+//! # use edgeft_runtime::{Adapter, GenerateOptions, Model, Session, SessionOptions};
+//! # use std::ops::ControlFlow;
+//! # let mut session = Session::new(&Model::open("model.gguf")?, &SessionOptions::default())?;
+//! // As `edgeft quantize RUN --adapter-only --out polite.gguf` and llama.cpp's converter write them.
+//! let polite = session.add_adapter(&Adapter::open("polite.gguf")?, 1.0)?;
+//! session.use_adapter(Some(polite))?; // None is the model alone
+//! session.generate_text("the apple is", &GenerateOptions::default(), &mut |_| ControlFlow::Continue(()))?;
+//! # Ok(()) }
+//! ```
+//!
 //! What a model is for stands in its file ([`Model::task`]); asking for something else is an error that says so.
 //!
 //! ```
@@ -110,6 +124,7 @@ pub mod tokenizer;
 pub use chat::Message;
 pub use engine::{Backend, KvType};
 pub use error::{Error, Kind, Result};
+pub use model::adapter::Adapter;
 pub use model::{Model, Task};
 pub use sample::Sampling;
 pub use session::{
@@ -123,5 +138,6 @@ const _: () = {
     const fn shared<T: Send + Sync>() {}
     const fn moved<T: Send>() {}
     shared::<Model>();
+    shared::<Adapter>();
     moved::<Session>();
 };

@@ -1,9 +1,10 @@
 //! A GGUF file or an ONNX folder as a model: its shape, its task, its labels, its text side. What follows asks no more where
 //! a model came from, but for the engines, which read one kind of file each.
 //!
-//! - [`gguf`]: metadata -> shape and task, every tensor checked against both
+//! - [`gguf`]: metadata -> shape and task, every tensor checked against both;  [`adapter`]: what stands beside them
 //! - [`onnx`]: the files of a folder -> the same, the graph's inputs and outputs checked against them
 
+pub mod adapter;
 pub mod gguf;
 pub mod onnx;
 

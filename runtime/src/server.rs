@@ -8,7 +8,7 @@
 //! - [`accept`]: connections, bounded in number and in time
 //! - [`routes`], [`guard`]: which path asks what, what every request has in common; who may ask
 //! - [`handlers`]: what each path does
-//! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out
+//! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
 //! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
@@ -25,6 +25,7 @@ mod guard;
 mod handlers;
 pub mod memory;
 mod metrics;
+mod names;
 mod openapi;
 mod page;
 mod queue;
@@ -47,6 +48,7 @@ use accept::{Activity, Door};
 pub use guard::Access;
 use guard::Keys;
 use metrics::Metrics;
+use names::Names;
 use queue::Queue;
 use std::future::IntoFuture;
 use std::net::{SocketAddr, TcpListener};
@@ -110,6 +112,8 @@ pub struct Config {
     pub addr: SocketAddr,
     /// Name of the model, in requests and answers.
     pub model: String,
+    /// Names of the session's adapters, in the order of their numbers; a request's `model` asks for one as `model:name`.
+    pub adapters: Vec<String>,
     /// When given, or with keys in [`Access::key_file`], requests need `Authorization: Bearer KEY`; probes do not.
     pub api_key: Option<String>,
     /// Who else may ask.
@@ -124,7 +128,7 @@ impl Config {
     /// On `addr`, `model` for whoever reaches it, within the usual bounds.
     pub fn new(addr: SocketAddr, model: impl Into<String>) -> Self {
         let (access, limits) = (Access::default(), Limits::default());
-        Self { addr, model: model.into(), api_key: None, access, limits, log: None }
+        Self { addr, model: model.into(), adapters: Vec::new(), api_key: None, access, limits, log: None }
     }
 }
 
@@ -220,6 +224,7 @@ enum Phase {
 struct Shared {
     config: Config,
     model: Arc<str>,
+    names: Names,
     since: u64,
     keys: Keys,
     metrics: Metrics,
@@ -291,6 +296,7 @@ impl Server {
             .map_err(|e| Error::io("HTTP threads", e))?;
         let shared = Arc::new(Shared {
             model: config.model.as_str().into(),
+            names: Names::new(&config.model, &config.adapters),
             since: reply::now(),
             keys,
             metrics: Metrics::default(),

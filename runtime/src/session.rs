@@ -4,6 +4,7 @@
 //! A session owns an engine and remembers which tokens its caches hold, so a prompt that begins like an earlier one is
 //! read only from where they part: [`slots`].
 
+mod adapters;
 mod answer;
 pub mod batch;
 mod progress;
@@ -20,6 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
 use crate::sample::{Sampling, softmax};
 use crate::tokenizer::Tokenizer;
+#[cfg(feature = "server")]
 pub(crate) use answer::Search;
 pub use answer::{Answer, MAX_WRITTEN, Span, best_span};
 use progress::Progress;
@@ -175,6 +177,7 @@ pub struct Session {
     task: Task,
     labels: Vec<String>,
     slots: Slots,
+    n_adapters: usize,
     /// Rows of the last step of a batch, kept for their memory.
     rows: Vec<f32>,
 }
@@ -214,7 +217,7 @@ impl Session {
         labels: Vec<String>,
     ) -> Self {
         let slots = Slots::new(engine.n_seqs());
-        Self { engine, tokenizer, task, labels, slots, rows: Vec::new() }
+        Self { engine, tokenizer, task, labels, slots, n_adapters: 0, rows: Vec::new() }
     }
 
     /// Tokens that prompt and answer may hold together.
@@ -279,6 +282,7 @@ impl Session {
         if one.wants_nothing() {
             return Ok(one.finish());
         }
+        self.settle(self.slots.seq(), self.slots.adapter)?;
         one.cached(self.keep_common(prompt));
         let mut row = Vec::new(); // (V)
         loop {
@@ -351,6 +355,7 @@ impl Session {
         self.may_read(ids)?;
         self.find_idle()?;
         self.reset();
+        self.settle(self.slots.seq(), self.slots.adapter)?;
         let mut out = Vec::new();
         let result = self.engine.forward(&[Run { seq: self.slots.seq(), tokens: ids, types, rows }], &mut out);
         self.reset();

@@ -11,6 +11,7 @@ mod load;
 pub mod rank_test;
 mod suite;
 
+use super::adapter::{self, Named};
 use super::ort::OrtArgs;
 use super::run::RunEngine;
 use super::{show, targets};
@@ -48,6 +49,9 @@ pub struct BenchArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL", required_unless_present_any = ["suite", "server"])]
     pub model: Option<String>,
+    /// GGUF adapter beside the model, at SCALE times its strength [default: 1]
+    #[arg(long, value_name = "FILE[=SCALE]", conflicts_with_all = ["suite", "server"])]
+    pub adapter: Option<String>,
     /// Where to compute; `auto` tries every engine that this build and machine have [default: ort for an ONNX folder, cpu for
     /// everything else; with --suite: auto]
     #[arg(long, value_enum)]
@@ -156,6 +160,7 @@ fn one(args: &BenchArgs, name: &str, backend: Option<Backend>, global: &Global) 
         earlier.must_be_comparable(args, global.threads())?;
     }
 
+    let adapter = args.adapter.as_deref().map(adapter::open).transpose()?;
     let usual = Case::default();
     let prompt = args.prompt.unwrap_or(usual.prompt);
     let case = Case { prompt, generate: args.generate, batch: args.batch, runs: args.runs, ..usual };
@@ -163,11 +168,16 @@ fn one(args: &BenchArgs, name: &str, backend: Option<Backend>, global: &Global) 
         Some(_) => case,
         None => case.within(model.task(), model.hparams().causal, model.hparams().n_ctx),
     };
-    let (model, report) = measure_case(|| open(args, name, backend), fitted, global.threads())?;
+    let (model, report) = measure_case(|| open(args, name, backend), adapter.as_ref(), fitted, global.threads())?;
 
-    let prediction = args.target.as_deref().map(|t| predict(t, name, &model, &report, global)).transpose()?;
+    let beside = adapter.as_ref().map_or(0, |named| named.adapter.bytes());
+    let predict = |target| predict(target, name, (&model, beside), &report, global);
+    let prediction = args.target.as_deref().map(predict).transpose()?;
     let comparison = earlier.map(|e| e.compare(&report)).transpose()?;
     let mut whole = report.json();
+    if let Some(named) = &adapter {
+        whole["adapter"] = named.text.as_str().into();
+    }
     if let Some(prediction) = &prediction {
         whole["predicted"] = prediction.json();
     }
@@ -187,7 +197,7 @@ fn one(args: &BenchArgs, name: &str, backend: Option<Backend>, global: &Global) 
 
 /// Opens a MODEL on the CPU engine and measures it.
 pub fn measure(name: &str, case: Case, threads: usize) -> anyhow::Result<(Model, Report)> {
-    measure_case(|| Runnable::open(name, Some(Backend::Cpu)), |_| case, threads)
+    measure_case(|| Runnable::open(name, Some(Backend::Cpu)), None, |_| case, threads)
 }
 
 /// Median time of a step of a model that writes, on the CPU engine, in ms; `None` for one that does not.
@@ -198,13 +208,14 @@ pub fn step_ms(model: Model, threads: usize) -> anyhow::Result<Option<f64>> {
     let runnable = Runnable { model, backend: Backend::Cpu, converted_bytes: None };
     let case = Case { prompt: 32, generate: 32, runs: 3, ..Case::default() };
     let fitted = |model: &Model| case.within(model.task(), model.hparams().causal, model.hparams().n_ctx);
-    let (_, report) = measure_case(|| Ok(runnable), fitted, threads)?;
+    let (_, report) = measure_case(|| Ok(runnable), None, fitted, threads)?;
     Ok(median(&report.measurement.itl_ms()))
 }
 
 /// The same of any engine, of a case that depends on the model.
 fn measure_case(
     open: impl FnOnce() -> anyhow::Result<Runnable>,
+    adapter: Option<&Named>,
     case: impl FnOnce(&Model) -> Case,
     threads: usize,
 ) -> anyhow::Result<(Model, Report)> {
@@ -213,6 +224,10 @@ fn measure_case(
     let (case, kv) = (case(&model), kv_of(&model));
     let ctx = case.ctx(model.task(), model.hparams().causal).clamp(1, model.hparams().n_ctx);
     let mut engine = model.engine(&EngineOptions { backend, threads, ctx, n_seqs: case.batch.max(1), kv })?;
+    if let Some(named) = adapter {
+        let number = engine.add_adapter(&named.adapter, named.scale)?;
+        (0..engine.n_seqs()).try_for_each(|seq| engine.choose(seq, Some(number)))?;
+    }
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
         Err(e) if e.kind() == edgeft_runtime::Kind::Missing => None,
@@ -244,10 +259,16 @@ fn measure_case(
     Ok((model, report))
 }
 
-/// What a target can reach in the case that was measured.
-fn predict(target: &str, name: &str, model: &Model, report: &Report, global: &Global) -> anyhow::Result<Prediction> {
+/// What a target can reach in the case that was measured, with so many bytes beside the model.
+fn predict(
+    target: &str,
+    name: &str,
+    (model, beside): (&Model, u64),
+    report: &Report,
+    global: &Global,
+) -> anyhow::Result<Prediction> {
     let file_bytes = std::fs::metadata(name).ok().filter(|m| m.is_file()).map_or(model.weight_bytes(), |m| m.len());
-    let footprint = Footprint::of_model(model, file_bytes)?;
+    let footprint = Footprint::of_model(model, file_bytes)?.with_adapter(beside);
     let case = &report.measurement.case;
     let at = Position { ctx: case.prompt + case.generate, depth: case.prompt + case.generate / 2, batch: case.batch };
     Ok(targets::named(target, Some((&footprint, at)), global)?.predict(&footprint, at))

@@ -210,6 +210,7 @@ fn teach(task: DemoTask, out: &Path, global: &Global) -> anyhow::Result<Findings
         let evaluation = judge(Subject::open(&place, None, None, global.threads())?, &test, &lesson)?;
         let verification = gate::verify(&gate::Question {
             subject: &place,
+            adapter: None,
             reference: &run,
             data: Some(&test),
             engine: None,

@@ -1,7 +1,7 @@
 //! `edgeft eval`: judge a model on held-out rows.
 
 use super::ort::OrtArgs;
-use super::show;
+use super::{adapter, show};
 use crate::cli::Global;
 use crate::data::schema::Task as TaskName;
 use crate::eval::metrics::paired::Difference;
@@ -28,8 +28,8 @@ pub struct EvalArgs {
     /// Model, RUN, GGUF, ONNX folder, or `nano`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Adapter folder over the model
-    #[arg(long, value_name = "RUN")]
+    /// Adapter folder over the model, on candle; or a GGUF adapter beside it, FILE.gguf[=SCALE], on cpu
+    #[arg(long, value_name = "RUN|FILE.gguf")]
     pub adapter: Option<PathBuf>,
     /// Rows to judge on
     #[arg(long, value_name = "DATA")]
@@ -132,7 +132,11 @@ fn keep(args: &EvalArgs, line: &Value) -> anyhow::Result<()> {
 fn judge(args: &EvalArgs, global: &Global) -> anyhow::Result<Evaluation> {
     let mut subject = match &args.adapter {
         None => Subject::open(&args.model, args.engine, asked(args)?, global.threads())?,
-        Some(adapter) => Subject::with_adapter(&args.model, adapter)?,
+        Some(given) if given.to_string_lossy().contains(".gguf") && !given.is_dir() => {
+            let named = adapter::open(&given.to_string_lossy())?;
+            Subject::beside(&args.model, (&named.adapter, named.scale), args.engine, global.threads())?
+        }
+        Some(folder) => Subject::with_adapter(&args.model, folder)?,
     };
     show::runs_on(subject.runs_on());
     let judged = rows(args, &subject)?;

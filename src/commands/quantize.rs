@@ -299,7 +299,9 @@ fn adapter_only(args: &QuantizeArgs, opened: &Opened, global: &Global) -> anyhow
             written.alpha,
             show::bytes(written.bytes)
         );
-        println!("\nNext:\n  llama-cli -m base.gguf --lora {}", out.display());
+        let file = out.display();
+        println!("\nNext:\n  edgeft verify base.gguf --adapter {file} --against {}", opened.name);
+        println!("  edgeft run base.gguf --adapter {file} -p \"...\"\n  llama-cli -m base.gguf --lora {file}");
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! `edgeft run`: one prompt → text as it comes, or labels, or the answer to a question.
 
 use super::ort::OrtArgs;
-use super::show;
+use super::{adapter, show};
 use crate::cli::Global;
 use crate::error::BadInput;
 use crate::export::Runnable;
@@ -24,12 +24,16 @@ use std::time::Instant;
     after_help = "Special tokens that -p spells out (<|im_end|>) are taken as such; under --chat they are refused, since they would \
     forge a turn.\n\n\
     Example:\n  edgeft run model.gguf -p \"Once upon a time\" -n 64\n  edgeft run model.gguf --chat -p \"Hello\"\n  \
+    edgeft run base.gguf --adapter polite.gguf -p \"Hello\"\n  \
     edgeft run reader.gguf --question \"Who?\" --context \"Ann wrote it.\"\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct RunArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
+    /// GGUF adapter beside the model, from `edgeft quantize RUN --adapter-only`, at SCALE times its strength [default: 1]
+    #[arg(long, value_name = "FILE[=SCALE]")]
+    pub adapter: Option<String>,
     /// Prompt, or the text to label; `-` reads it from stdin
     #[arg(short, long, value_name = "TEXT", required_unless_present = "question", allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -136,10 +140,16 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
     sampling.check().map_err(|e| BadInput(format!("--{}", e.to_string().replacen('_', "-", 1))))?;
     let prompt = args.prompt.as_deref().map(prompt_text).transpose()?;
 
+    let adapter = args.adapter.as_deref().map(adapter::open).transpose()?;
+
     let start = Instant::now();
     let Runnable { model, backend, .. } = open(&args.model, args.engine, &args.ort)?;
     let options = SessionOptions { backend, ctx: args.ctx, threads: Some(global.threads()), kv: args.kv.into() };
     let mut session = Session::new(&model, &options)?;
+    if let Some(named) = &adapter {
+        let number = session.add_adapter(&named.adapter, named.scale)?;
+        session.use_adapter(Some(number))?;
+    }
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     show::runs_on(session.runs_on());
     session.tokenizer().map_err(|e| e.at(&args.model))?;

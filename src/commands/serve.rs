@@ -7,7 +7,7 @@ use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
 use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
-use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
 use serde_json::json;
@@ -26,13 +26,18 @@ use std::time::Duration;
     token is taken. What is asked alone, in company or after a cache hit gets the same answer, on --engine cpu bit for bit.\n\
     Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads the keys again.\n\n\
     Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\n  \
-    edgeft serve model.gguf --parallel 16 --ctx 2048 --deadline 60\nNext:\n  \
+    edgeft serve model.gguf --parallel 16 --ctx 2048 --deadline 60\n  \
+    edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
 pub struct ServeArgs {
     /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
     #[arg(value_name = "MODEL")]
     pub model: String,
+    /// GGUF adapter beside the model, at SCALE times its strength [default: 1]; a request asks for it by `"model": "MODEL:NAME"`
+    /// (repeatable)
+    #[arg(long, value_name = "NAME=FILE[=SCALE]")]
+    pub adapter: Vec<String>,
     /// Address to listen on; any but this machine's own needs --api-key-file or --insecure-no-auth
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -91,6 +96,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?;
     safe(addr, keys.is_some(), args.insecure_no_auth)?;
     let model = show::model_name(&args.model);
+    let adapters = adapters(&args.adapter)?;
     let config = Config {
         access: Access {
             key_file: args.api_key_file.clone(),
@@ -103,6 +109,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             parallel: args.parallel.unwrap_or(PARALLEL),
             ..Limits::default()
         },
+        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, model.as_str())
     };
@@ -116,11 +123,15 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let load = || {
                 let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options };
-                let plan = Plan::new(&model, &options, parallel, kept)?;
+                let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
+                let plan = Plan::new(&model, beside, &options, parallel, kept)?;
                 if let Some(line) = plan.fewer(parallel) {
                     eprintln!("{line}");
                 }
-                let loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
+                let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
+                for (_, adapter, scale) in &adapters {
+                    loaded.session.add_adapter(adapter, *scale)?;
+                }
                 show::runs_on(loaded.session.runs_on());
                 anyhow::Ok((loaded, model))
             };

@@ -1,7 +1,7 @@
 //! `edgeft verify`: hold two stages of one model against each other.
 
 use super::ort::OrtArgs;
-use super::show;
+use super::{adapter, show};
 use crate::cli::Global;
 use crate::data::tokens::Reference;
 use crate::error::BadInput;
@@ -18,12 +18,15 @@ use std::process::ExitCode;
 /// Flags of `verify`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  edgeft verify model.q4_k_m.gguf --against RUN --data test.jsonl\n  edgeft verify CASE --against CASE/io.safetensors --max-abs 5e-4\nExit code 3: the gate did not pass.\nNext:\n  edgeft run model.q4_k_m.gguf -p \"...\""
+    after_help = "Example:\n  edgeft verify model.q4_k_m.gguf --against RUN --data test.jsonl\n  edgeft verify base.gguf --adapter polite.gguf --against RUN\n  edgeft verify CASE --against CASE/io.safetensors --max-abs 5e-4\nExit code 3: the gate did not pass.\nNext:\n  edgeft run model.q4_k_m.gguf -p \"...\""
 )]
 pub struct VerifyArgs {
     /// Model that is examined
     #[arg(value_name = "SUBJECT")]
     pub subject: String,
+    /// GGUF adapter beside the subject, at SCALE times its strength [default: 1]
+    #[arg(long, value_name = "FILE[=SCALE]")]
+    pub adapter: Option<String>,
     /// Model it is held against, or a .safetensors with input_ids and logits
     #[arg(long, value_name = "REFERENCE")]
     pub against: String,
@@ -51,6 +54,8 @@ pub struct VerifyArgs {
 pub struct Question<'a> {
     /// SUBJECT as typed.
     pub subject: &'a str,
+    /// GGUF adapter beside it, as typed.
+    pub adapter: Option<&'a str>,
     /// REFERENCE as typed.
     pub reference: &'a str,
     /// Rows, if given.
@@ -70,6 +75,7 @@ pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let any = args.max_kl.is_some() || args.min_top1.is_some() || args.max_abs.is_some();
     let verification = verify(&Question {
         subject: &args.subject,
+        adapter: args.adapter.as_deref(),
         reference: &args.against,
         data: args.data.as_deref(),
         engine: args.engine,
@@ -77,6 +83,9 @@ pub fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<ExitCode> {
         threads: global.threads(),
     })?;
     let mut line = serde_json::to_value(&verification)?;
+    if let Some(adapter) = &args.adapter {
+        line["adapter"] = adapter.as_str().into();
+    }
     keep(&mut line, &args.subject, &args.against)?;
     show::report(global, &line, || print(&verification));
     Ok(if verification.pass { ExitCode::SUCCESS } else { ExitCode::from(3) })
@@ -93,7 +102,10 @@ pub fn keep(line: &mut serde_json::Value, subject: &str, against: &str) -> anyho
 
 /// Measures.
 pub fn verify(q: &Question) -> anyhow::Result<Verification> {
-    let mut subject = Subject::open(q.subject, q.engine, None, q.threads)?;
+    let mut subject = match q.adapter.map(adapter::open).transpose()? {
+        None => Subject::open(q.subject, q.engine, None, q.threads)?,
+        Some(named) => Subject::beside(q.subject, (&named.adapter, named.scale), q.engine, q.threads)?,
+    };
     show::runs_on(subject.runs_on());
     let bounds = match q.bounds {
         Some(bounds) => bounds,

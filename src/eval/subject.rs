@@ -6,6 +6,7 @@ use crate::model::layers::contrast::Pooling;
 use crate::model::network::{Network, Task};
 use crate::model::open::{Opened, Place};
 use edgeft_quantize::Mix;
+use edgeft_runtime::Adapter;
 use edgeft_runtime::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use edgeft_runtime::model::{Model, Task as ModelTask};
 use edgeft_runtime::sample::argmax;
@@ -91,6 +92,25 @@ impl Subject {
             return Ok(Self::on_candle(network, opened));
         };
         Self::on_runtime(Runnable::open(model, Some(backend))?, threads, usize::MAX)
+    }
+
+    /// MODEL with a GGUF adapter beside it, on one of the runtime's engines: on `cpu` unless told.
+    ///
+    /// # Errors
+    /// An adapter that does not fit; an engine that applies none.
+    pub fn beside(
+        model: &str,
+        (adapter, scale): (&Adapter, f32),
+        engine: Option<EngineName>,
+        threads: usize,
+    ) -> anyhow::Result<Self> {
+        let mut subject = Self::open(model, engine.or(Some(EngineName::Cpu)), None, threads)?;
+        let Self::Runtime(s) = &mut subject else {
+            crate::bad_input!("--engine candle takes adapter folders; a GGUF adapter runs on --engine cpu");
+        };
+        let number = s.engine.add_adapter(adapter, scale)?;
+        s.engine.choose(0, Some(number))?;
+        Ok(subject)
     }
 
     /// The same model on the `cpu` engine, whose cache makes writing as fast as reading; `None` for one that is on an engine

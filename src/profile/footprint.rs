@@ -164,6 +164,15 @@ impl Footprint {
         self
     }
 
+    /// With an adapter of so many bytes beside the weights, all read in each forward.
+    pub fn with_adapter(mut self, bytes: u64) -> Self {
+        if bytes > 0 {
+            self.weights += bytes;
+            *self.read.entry(GgmlType::F32).or_default() += bytes;
+        }
+        self
+    }
+
     /// Tokens that a session holds unless told otherwise.
     pub fn default_ctx(&self) -> usize {
         self.n_ctx.min(DEFAULT_CTX)

@@ -234,6 +234,20 @@ enum EdgeftCode edgeft_session_new(const struct EdgeftModel *model,
 // `session` is a session.
 enum EdgeftCode edgeft_session_reset(struct EdgeftSession *session);
 
+// Loads a GGUF adapter (`edgeft quantize RUN --adapter-only` writes one) beside the model, at `scale` times its strength, and
+// sets `number` to its number, from 0. It is used from `edgeft_session_use_adapter` on, and freed with the session.
+// # Safety
+// `session` is a session; `path` ends with a zero; `number` is a place for an int32_t.
+enum EdgeftCode edgeft_session_add_adapter(struct EdgeftSession *session,
+                                           const char *path,
+                                           float scale,
+                                           int32_t *number);
+
+// What follows is computed with the adapter of a number; -1 is the model alone, as at first.
+// # Safety
+// `session` is a session.
+enum EdgeftCode edgeft_session_use_adapter(struct EdgeftSession *session, int32_t number);
+
 // Frees a session; null does nothing. Not from within its own `on_piece`.
 // # Safety
 // `session` is null or a session that no call is in, and is not used again.

@@ -1,5 +1,5 @@
 /* The C page of edgeft from a C program: generate (streamed, broken off), chat, classify, answer, embed, tokenize, and
-   what happens to wrong arguments. Usage: main FOLDER, with generate.gguf, classify.gguf, answer.gguf and embed.gguf. */
+   what happens to wrong arguments. Usage: main FOLDER ADAPTER, with generate.gguf, classify.gguf, answer.gguf and embed.gguf. */
 #include "edgeft.h"
 #include <math.h>
 #include <stdio.h>
@@ -138,6 +138,27 @@ static void bytes_and_tokens(void) {
     edgeft_bytes_free(bytes, 1 << 20);
 }
 
+/* An adapter changes what is said, and the model alone says again what it said at first. */
+static void adapter(const char *path) {
+    EdgeftSession *session = open_session("generate", EDGEFT_TASK_GENERATE);
+    EdgeftGeneration *base, *adapted, *again;
+    OK(edgeft_generate(session, "the apple is", NULL, NULL, NULL, &base));
+    int32_t number = 7;
+    MUST(edgeft_session_use_adapter(session, 0) == EDGEFT_CODE_INPUT);
+    MUST(edgeft_session_add_adapter(session, "no/such.gguf", 1, &number) == EDGEFT_CODE_INPUT && number == 7);
+    OK(edgeft_session_add_adapter(session, path, 1, &number));
+    MUST(number == 0);
+    OK(edgeft_session_use_adapter(session, number));
+    OK(edgeft_generate(session, "the apple is", NULL, NULL, NULL, &adapted));
+    MUST(strcmp(base->text, adapted->text) != 0);
+    OK(edgeft_session_use_adapter(session, -1));
+    OK(edgeft_generate(session, "the apple is", NULL, NULL, NULL, &again));
+    MUST(strcmp(base->text, again->text) == 0);
+    MUST(edgeft_session_use_adapter(session, -2) == EDGEFT_CODE_INPUT);
+    edgeft_generation_free(base), edgeft_generation_free(adapted), edgeft_generation_free(again);
+    edgeft_session_free(session);
+}
+
 static void errors(void) {
     EdgeftModel *model = (EdgeftModel *)&model; /* a failing call leaves null */
     MUST(edgeft_model_open("no/such.gguf", &model) == EDGEFT_CODE_INPUT && !model);
@@ -182,7 +203,7 @@ static void errors(void) {
 }
 
 int main(int argc, char **argv) {
-    MUST(argc == 2);
+    MUST(argc == 3);
     folder = argv[1];
     MUST(edgeft_last_error()[0] == 0);
     printf("edgeft %s\n", edgeft_version());
@@ -191,6 +212,7 @@ int main(int argc, char **argv) {
     answer();
     embed();
     bytes_and_tokens();
+    adapter(argv[2]);
     errors();
     return 0;
 }

@@ -138,7 +138,7 @@ fn an_answer_is_the_same_alone_in_company_and_behind_a_cache() {
 struct Watched {
     inner: Box<dyn Engine>,
     /// Sequence and number of tokens of each run, step by step.
-    steps: Arc<Mutex<Vec<Vec<(usize, usize)>>>>,
+    steps: Steps,
     /// Once the first step is over, each waits for a word.
     go: Option<mpsc::Receiver<()>>,
     bad: Option<u32>,
@@ -399,7 +399,7 @@ fn more_than_the_memory_holds_is_refused_before_it_is_taken() {
     let each = 2 * 2 * 2 * 8 * 2 * 128;
     let weights = model.weight_bytes();
     let plan = |parallel, kept, sequences: u64| {
-        Plan::within(&model, &options(), parallel, kept, Some(weights + sequences * each))
+        Plan::within(&model, 0, &options(), parallel, kept, Some(weights + sequences * each))
     };
     let open = plan(None, None, 9).unwrap();
     assert_eq!((open.parallel, open.sequences, open.caches), (4, 4, 4 * each));
@@ -413,4 +413,10 @@ fn more_than_the_memory_holds_is_refused_before_it_is_taken() {
         assert_eq!(error.kind(), Kind::Limit);
         assert!(error.to_string().contains("--parallel"), "{error}");
     }
+    // What stands beside the model takes the room of an answer.
+    let beside = |bytes, room: u64| Plan::within(&model, bytes, &options(), None, None, Some(weights + room * each));
+    assert_eq!(beside(1, 4).unwrap().parallel, 3);
+    assert_eq!(beside(each, 4).unwrap().parallel, 3);
+    let error = beside(each + 1, 1).unwrap_err().to_string();
+    assert!(error.contains("adapters 1 MiB") && error.contains("fewer adapters"), "{error}");
 }

@@ -17,7 +17,7 @@ use edgeft_runtime::measure::report::{Ceiling, Report};
 use edgeft_runtime::measure::{Bench, Case};
 use edgeft_runtime::model::{Model, Task};
 use edgeft_runtime::session::{GenerateOptions, Session, SessionOptions, chat_ids};
-use edgeft_runtime::{Error, Kind, Result};
+use edgeft_runtime::{Adapter, Error, Kind, Result};
 use serde_json::{Value, json};
 
 #[cfg(feature = "server")]
@@ -37,6 +37,7 @@ edgeft-run: run, serve and measure a small language model on a device
 Usage:
   edgeft-run run   MODEL.gguf -p TEXT [-n N] [--chat] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
   edgeft-run run   MODEL.gguf --question Q --context C
+  edgeft-run run   MODEL.gguf --adapter FILE[=SCALE] ...        bench takes it too; serve: --adapter NAME=FILE[=SCALE]
   edgeft-run bench MODEL.gguf [--prompt 128, or what fits] [--generate 32] [--batch 1] [--runs 5]
   edgeft-run serve MODEL.gguf [--host 127.0.0.1] [--port 8080] [--api-key-file FILE | --insecure-no-auth]
                    [--parallel N] [--cache-slots N] [--deadline SECONDS] [--drain SECONDS] [--allow-host NAME]
@@ -96,10 +97,10 @@ struct Arguments {
 
 /// Flags that take a value, by verb.
 const EVERYWHERE: [&str; 2] = ["--threads", "--ctx"];
-const OF_RUN: [&str; 9] =
-    ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context"];
-const OF_BENCH: [&str; 4] = ["--prompt", "--generate", "--batch", "--runs"];
-const OF_SERVE: [&str; 9] = [
+const OF_RUN: [&str; 10] =
+    ["-p", "-n", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--question", "--context", "--adapter"];
+const OF_BENCH: [&str; 5] = ["--prompt", "--generate", "--batch", "--runs", "--adapter"];
+const OF_SERVE: [&str; 10] = [
     "--host",
     "--port",
     "--api-key-file",
@@ -109,6 +110,7 @@ const OF_SERVE: [&str; 9] = [
     "--drain",
     "--allow-host",
     "--allow-origin",
+    "--adapter",
 ];
 /// Flags of `serve` that take no value.
 const SWITCHES_OF_SERVE: [&str; 2] = ["--insecure-no-auth", "--log"];
@@ -201,6 +203,10 @@ fn run(a: &Arguments) -> Result<()> {
     let model = Model::open(&model_file(&a.model)?)?;
     let options = SessionOptions { ctx: a.number("--ctx")?, threads: Some(a.threads()?), ..SessionOptions::default() };
     let mut session = Session::new(&model, &options)?;
+    if let Some((adapter, scale)) = a.text("--adapter").map(Adapter::named).transpose()? {
+        let number = session.add_adapter(&adapter, scale)?;
+        session.use_adapter(Some(number))?;
+    }
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     if let (Some(question), Some(context)) = (a.text("--question"), a.text("--context")) {
         let found = session.answer(question, context)?;
@@ -291,6 +297,10 @@ fn bench(a: &Arguments) -> Result<()> {
         ..SessionOptions::default()
     };
     let mut engine = model.engine(&setup.engine(&model, case.batch.max(1)))?;
+    if let Some((adapter, scale)) = a.text("--adapter").map(Adapter::named).transpose()? {
+        let number = engine.add_adapter(&adapter, scale)?;
+        (0..engine.n_seqs()).try_for_each(|seq| engine.choose(seq, Some(number)))?;
+    }
     let tokenizer = match model.tokenizer() {
         Ok(tokenizer) => Some(tokenizer),
         Err(e) if e.kind() == Kind::Missing => None,

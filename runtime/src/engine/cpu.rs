@@ -1,11 +1,12 @@
 //! The CPU engine: weights stay where the file is mapped, activations meet them in the kernels.
 //!
-//! - [`linear`]: weight matrices times activations, on all threads
+//! - [`linear`]: weight matrices times activations, on all threads;  [`adapters`]: what stands beside them
 //! - [`ops`]: norms, rotary embedding, gates: what stands between two matrices
 //! - [`llama`]: Llama, Mistral, Qwen2, Qwen3, Gemma 3, Phi-3, GPT-2;  [`bert`]: BERT, RoBERTa, DistilBERT
 //!
 //! A row of output depends on its own tokens alone: not on the number of threads, nor on what else is in the batch.
 
+mod adapters;
 pub(super) mod bert;
 mod linear;
 mod llama;
@@ -17,8 +18,10 @@ use crate::format::block::decode;
 use crate::format::gguf::Array;
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
+use crate::model::adapter::Adapter;
 use crate::model::{Arch, Hparams, Model, Task};
 use crate::threads::Pool;
+use adapters::Adapters;
 use bert::Bert;
 use linear::{Compute, Linear, Watch};
 use llama::Llama;
@@ -63,7 +66,8 @@ impl CpuEngine {
             Arch::Onnx => return Err(Error::new(Kind::Input, "engine cpu", "has no kernels for an ONNX graph")),
         };
         let cache = KvCache::new(options.n_seqs, h.n_layers, h.n_kv_heads * h.head_dim, options.ctx, options.kv);
-        Ok(Self { compute: Compute::new(Kernels::detect()?, pool), trunk, cache, output_dim, model })
+        let compute = Compute::new(Kernels::detect()?, pool, Adapters::new(options.n_seqs));
+        Ok(Self { compute, trunk, cache, output_dim, model })
     }
 
     /// Reads one sequence and adds the squares of what went into each matrix of a block, by token as `weights` count it.
@@ -119,6 +123,7 @@ impl Engine for CpuEngine {
             }
             self.cache.reserve(run.seq, run.tokens.len())?;
         }
+        self.compute.adapters.lay(runs, |run| run.tokens.len());
         match &mut self.trunk {
             Trunk::Llama(llama) => llama.forward(&self.model, &mut self.compute, &mut self.cache, runs, out),
             Trunk::Bert(bert) => {
@@ -151,6 +156,18 @@ impl Engine for CpuEngine {
 
     fn n_seqs(&self) -> usize {
         self.cache.n_seqs()
+    }
+
+    fn add_adapter(&mut self, adapter: &Adapter, scale: f32) -> Result<usize> {
+        let (places, n_tensors) = (adapter.places(&self.model)?, self.model.gguf()?.tensors.len());
+        Ok(self.compute.adapters.push(adapter, scale, &places, n_tensors))
+    }
+
+    fn choose(&mut self, seq: usize, adapter: Option<usize>) -> Result<()> {
+        if self.compute.adapters.choose(seq, adapter)? {
+            self.cache.truncate(seq, 0); // what it holds was computed by other weights
+        }
+        Ok(())
     }
 }
 

@@ -179,6 +179,10 @@ impl Engine for GpuEngine {
         self.cache.n_seqs()
     }
 
+    fn add_adapter(&mut self, _: &crate::model::adapter::Adapter, _: f32) -> Result<usize> {
+        Err(super::no_adapters("engine gpu"))
+    }
+
     fn runs_on(&self) -> Option<String> {
         let widened = widened(&self.model);
         let adapter = self.adapter();

@@ -217,6 +217,10 @@ impl Engine for OrtEngine {
     fn n_seqs(&self) -> usize {
         self.sequences.len()
     }
+
+    fn add_adapter(&mut self, _: &crate::model::adapter::Adapter, _: f32) -> Result<usize> {
+        Err(super::no_adapters("engine ort"))
+    }
 }
 
 fn cache_ports(layers: &[LayerPorts]) -> impl Iterator<Item = &CachePort> {

@@ -42,7 +42,7 @@ impl Codes {
             self.qs.extend_from_slice(&qs);
             self.sums.extend(qs.as_chunks::<32>().0.iter().map(|qs| qs.iter().map(|q| i16::from(*q)).sum::<i16>()));
         }
-        while B == 32 && self.d.len() % 4 > 0 {
+        while B == 32 && !self.d.len().is_multiple_of(4) {
             self.d.push(0.0);
             self.sums.push(0);
             self.qs.extend_from_slice(&[0; 32]);

@@ -97,6 +97,9 @@ impl GgufFile {
 
 /// Shape, task and labels from the metadata.
 fn read(gguf: &Gguf) -> Result<(Hparams, Task, Vec<String>)> {
+    if gguf.str("general.type") == Ok("adapter") {
+        return Err(input("is an adapter and no model; give it to --adapter, beside its base".into()));
+    }
     let arch = match gguf.str("general.architecture")? {
         "llama" => Arch::Llama,
         "qwen2" => Arch::Qwen2,

@@ -1,5 +1,6 @@
 //! Request bodies -> what is asked, checked before anything is queued.
 
+use super::names::Names;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
 use super::wire::{ApiError, ApiResult, Fields, wrong};
 use crate::chat::Message;
@@ -35,6 +36,8 @@ pub(super) enum Prompt {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Completion {
     pub prompt: Prompt,
+    /// That `model` names.
+    pub adapter: Option<usize>,
     /// `None`: what room the context leaves.
     pub max_tokens: Option<usize>,
     pub sampling: Sampling,
@@ -52,9 +55,9 @@ impl Completion {
     }
 
     /// `POST /v1/chat/completions`.
-    pub fn chat(body: &[u8], served: &str) -> ApiResult<Self> {
+    pub fn chat(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, CHAT)?;
-        model(&mut fields, served)?;
+        let adapter = names.asked(&mut fields)?;
         let messages = fields.take("messages").ok_or_else(|| fields.missing("messages"))?;
         let prompt = Prompt::Messages(read_messages(messages)?);
         let top = fields.count("top_logprobs", 0)?;
@@ -64,16 +67,16 @@ impl Completion {
             (false, Some(_)) => return Err(ApiError::field("top_logprobs", "needs `logprobs`: true")),
         };
         let longer = fields.count("max_completion_tokens", 1)?;
-        Self::rest(fields, prompt, logprobs, longer)
+        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, longer)? })
     }
 
     /// `POST /v1/completions`.
-    pub fn text(body: &[u8], served: &str) -> ApiResult<Self> {
+    pub fn text(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, COMPLETION)?;
-        model(&mut fields, served)?;
+        let adapter = names.asked(&mut fields)?;
         let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
         let logprobs = fields.count("logprobs", 0)?;
-        Self::rest(fields, prompt, logprobs, None)
+        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, None)? })
     }
 
     /// The fields that both have. Greedy by default, as `edgeft run`.
@@ -126,14 +129,14 @@ impl Completion {
             }
         };
         fields.finish()?;
-        Ok(Self { prompt, max_tokens, sampling, stop, logprobs, n, stream, include_usage })
+        Ok(Self { prompt, adapter: None, max_tokens, sampling, stop, logprobs, n, stream, include_usage })
     }
 }
 
-/// `POST /v1/classify`: the texts.
-pub(super) fn classify(body: &[u8], served: &str) -> ApiResult<Vec<String>> {
+/// `POST /v1/classify`: the adapter and the texts.
+pub(super) fn classify(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, Vec<String>)> {
     let mut fields = Fields::known(body, CLASSIFY)?;
-    model(&mut fields, served)?;
+    let adapter = names.asked(&mut fields)?;
     let inputs = match fields.take("input") {
         None => return Err(fields.missing("input")),
         Some(Value::String(text)) => vec![text],
@@ -149,7 +152,7 @@ pub(super) fn classify(body: &[u8], served: &str) -> ApiResult<Vec<String>> {
     };
     fields.finish()?;
     inputs_within("input", inputs.len())?;
-    Ok(inputs)
+    Ok((adapter, inputs))
 }
 
 /// A number of texts that one request may hold.
@@ -163,6 +166,8 @@ pub(super) fn inputs_within(name: &str, n: usize) -> ApiResult<()> {
 /// `POST /v1/embeddings`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Embeddings {
+    /// That `model` names.
+    pub adapter: Option<usize>,
     /// Texts and ids, never messages.
     pub inputs: Vec<Prompt>,
     /// Little-endian f32 in base64, which is what OpenAI's own clients ask for.
@@ -170,9 +175,9 @@ pub(super) struct Embeddings {
 }
 
 impl Embeddings {
-    pub fn read(body: &[u8], served: &str) -> ApiResult<Self> {
+    pub fn read(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, EMBEDDINGS)?;
-        model(&mut fields, served)?;
+        let adapter = names.asked(&mut fields)?;
         let inputs = match fields.take("input").ok_or_else(|| fields.missing("input"))? {
             Value::Array(all) if all.iter().any(|v| v.is_string() || v.is_array()) => all
                 .into_iter()
@@ -201,58 +206,43 @@ impl Embeddings {
         fields.string("user")?; // as in a completion
         fields.finish()?;
         inputs_within("input", inputs.len())?;
-        Ok(Self { inputs, base64 })
+        Ok(Self { adapter, inputs, base64 })
     }
 }
 
-/// `POST /v1/answer`: question and context.
-pub(super) fn answer(body: &[u8], served: &str) -> ApiResult<(String, String)> {
+/// `POST /v1/answer`: the adapter, question and context.
+pub(super) fn answer(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, String, String)> {
     let mut fields = Fields::known(body, ANSWER)?;
-    model(&mut fields, served)?;
-    let asked = (fields.required_string("question")?, fields.required_string("context")?);
+    let adapter = names.asked(&mut fields)?;
+    let (question, context) = (fields.required_string("question")?, fields.required_string("context")?);
     fields.finish()?;
-    for (name, text) in [("question", &asked.0), ("context", &asked.1)] {
+    for (name, text) in [("question", &question), ("context", &context)] {
         if text.trim().is_empty() {
             return Err(ApiError::field(name, "it is empty"));
         }
     }
-    Ok(asked)
+    Ok((adapter, question, context))
 }
 
 /// `POST /tokenize`: the text.
-pub(super) fn tokenize(body: &[u8], served: &str) -> ApiResult<String> {
+pub(super) fn tokenize(body: &[u8], names: &Names) -> ApiResult<String> {
     let mut fields = Fields::known(body, TOKENIZE)?;
-    model(&mut fields, served)?;
+    names.asked(&mut fields)?; // all have one vocabulary
     let text = fields.required_string("text")?;
     fields.finish()?;
     Ok(text)
 }
 
 /// `POST /detokenize`: the ids.
-pub(super) fn detokenize(body: &[u8], served: &str) -> ApiResult<Vec<u32>> {
+pub(super) fn detokenize(body: &[u8], names: &Names) -> ApiResult<Vec<u32>> {
     let mut fields = Fields::known(body, DETOKENIZE)?;
-    model(&mut fields, served)?;
+    names.asked(&mut fields)?; // all have one vocabulary
     let ids = match fields.take("ids").ok_or_else(|| fields.missing("ids"))? {
         Value::Array(all) => read_ids("ids", &all)?,
         other => return Err(wrong("ids", "an array of token ids", &other)),
     };
     fields.finish()?;
     Ok(ids)
-}
-
-/// 404 for a model that is not here.
-pub(super) fn no_model(name: &str, served: &str) -> ApiError {
-    let message = format!("no model `{name}` here; this server has `{served}`");
-    let error = ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message);
-    ApiError { param: Some("model".into()), ..error }
-}
-
-/// A name that is given must be the model that is served.
-fn model(fields: &mut Fields, served: &str) -> ApiResult<()> {
-    match fields.string("model")? {
-        Some(name) if name != served => Err(no_model(&name, served)),
-        _ => Ok(()),
-    }
 }
 
 fn read_messages(value: Value) -> ApiResult<Vec<Message>> {
@@ -365,11 +355,11 @@ mod tests {
     use serde_json::json;
 
     fn text(body: Value) -> ApiResult<Completion> {
-        Completion::text(body.to_string().as_bytes(), "m")
+        Completion::text(body.to_string().as_bytes(), &Names::new("m", &["a".into()]))
     }
 
     fn chat(body: Value) -> ApiResult<Completion> {
-        Completion::chat(body.to_string().as_bytes(), "m")
+        Completion::chat(body.to_string().as_bytes(), &Names::new("m", &["a".into()]))
     }
 
     #[track_caller]
@@ -439,5 +429,8 @@ mod tests {
         let e = text(json!({"model": "other", "prompt": "a"})).unwrap_err();
         assert_eq!((e.status, e.code), (StatusCode::NOT_FOUND, Some("model_not_found")));
         assert!(e.message.contains("`other`") && e.message.contains("`m`"), "{}", e.message);
+        let adapter = |name: &str| text(json!({"model": name, "prompt": "a"})).unwrap().adapter;
+        assert_eq!((adapter("m"), adapter("m:a")), (None, Some(0)));
+        assert!(text(json!({"model": "m:b", "prompt": "a"})).unwrap_err().message.contains("`m`, `m:a`"));
     }
 }

@@ -24,9 +24,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub(super) type Answered<T = Response> = ApiResult<T>;
 
-/// Whose key opened the request; see [`super::guard::Keys::owner`].
+/// Whose key opened the request (see [`super::guard::Keys::owner`]), and the adapter that it names.
 #[derive(Clone, Copy)]
-pub(super) struct Owner(pub u64);
+pub(super) struct Owner(pub u64, pub Option<usize>);
 
 pub(super) async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
@@ -50,13 +50,20 @@ pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
 }
 
 pub(super) async fn models(State(app): State<App>) -> Json<Value> {
-    let mut model = json!({"id": &*app.model, "object": "model", "created": app.since, "owned_by": "edgeft"});
-    if let Some(serving) = app.serving.get() {
-        model["task"] = serving.purpose().into();
-        model["context_length"] = serving.capacity.into();
-        model["chat"] = serving.chat.is_some().into();
-    }
-    Json(json!({"object": "list", "data": [model]}))
+    let one = |name: &Arc<str>| {
+        let mut model = json!({"id": &**name, "object": "model", "created": app.since, "owned_by": "edgeft"});
+        if let Some(serving) = app.serving.get() {
+            model["task"] = serving.purpose().into();
+            model["context_length"] = serving.capacity.into();
+            model["chat"] = serving.chat.is_some().into();
+        }
+        if **name != *app.model {
+            model["parent"] = (*app.model).into();
+        }
+        model
+    };
+    let all: Vec<Value> = app.names.all().iter().map(one).collect();
+    Json(json!({"object": "list", "data": all}))
 }
 
 /// The model, once it is there and while the server is not about to stop.
@@ -106,7 +113,7 @@ async fn aside<T: Send + 'static>(
 /// Puts work into the queue, or refuses at once.
 pub(super) fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<UnboundedReceiver<Event>> {
     let (reply, events) = unbounded_channel();
-    match app.queue.push(Job::new(work, owner.0, reply)) {
+    match app.queue.push(Job::new(work, owner.0, reply).under(owner.1)) {
         Ok(()) => Ok(events),
         Err(Refused::Full(waiting)) => {
             let message = format!("{waiting} requests wait already; ask again later");
@@ -160,7 +167,7 @@ pub(super) async fn chat(
 ) -> Answered {
     serving(&app)?;
     let body = read(&app, body).await?;
-    complete(app.clone(), owner, busy, Completion::chat(&body, &app.model)?).await
+    complete(app.clone(), owner, busy, Completion::chat(&body, &app.names)?).await
 }
 
 pub(super) async fn completions(
@@ -171,7 +178,7 @@ pub(super) async fn completions(
 ) -> Answered {
     serving(&app)?;
     let body = read(&app, body).await?;
-    complete(app.clone(), owner, busy, Completion::text(&body, &app.model)?).await
+    complete(app.clone(), owner, busy, Completion::text(&body, &app.names)?).await
 }
 
 async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) -> Answered {
@@ -180,9 +187,10 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
         return Err(not_for(&app, "generate text", instead(model)));
     }
     let (chat, n, stream, usage) = (asked.is_chat(), asked.n, asked.stream, asked.include_usage);
+    let adapter = asked.adapter;
     let work = generation(&app, asked).await?;
-    let head = Head::new(chat, app.model.clone());
-    let events = submit(&app, owner, work)?;
+    let head = Head::new(chat, app.names.of(adapter).clone());
+    let events = submit(&app, Owner(owner.0, adapter), work)?;
     if stream {
         let chunks = Chunks::new(head, model.tokenizer.as_ref(), n, usage);
         return Ok(SseStream::new(events, chunks, busy).into_response());
@@ -311,14 +319,14 @@ pub(super) async fn classify(
 ) -> Answered<Json<Value>> {
     let model = serving(&app)?;
     let body = read(&app, body).await?;
-    let inputs = ask::classify(&body, &app.model)?;
+    let (adapter, inputs) = ask::classify(&body, &app.names)?;
     if model.task != Task::Classify {
         return Err(not_for(&app, "classify", instead(model)));
     }
     let inputs = ids_of(&app, "input", prompts(inputs)).await?;
     let tokens = inputs.iter().map(Vec::len).sum();
-    match submit(&app, owner, Work::Classify { inputs })?.recv().await {
-        Some(Event::Classified(all)) => Ok(Json(reply::classified(&app.model, &all, tokens))),
+    match submit(&app, Owner(owner.0, adapter), Work::Classify { inputs })?.recv().await {
+        Some(Event::Classified(all)) => Ok(Json(reply::classified(app.names.of(adapter), &all, tokens))),
         Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
@@ -331,14 +339,16 @@ pub(super) async fn embeddings(
 ) -> Answered<Json<Value>> {
     let model = serving(&app)?;
     let body = read(&app, body).await?;
-    let asked = Embeddings::read(&body, &app.model)?;
+    let asked = Embeddings::read(&body, &app.names)?;
     if model.task != Task::Embed {
         return Err(not_for(&app, "give vectors", instead(model)));
     }
     let inputs = ids_of(&app, "input", asked.inputs).await?;
     let tokens = inputs.iter().map(Vec::len).sum();
-    match submit(&app, owner, Work::Embed { inputs })?.recv().await {
-        Some(Event::Embedded(all)) => Ok(Json(reply::embedded(&app.model, &all, asked.base64, tokens))),
+    match submit(&app, Owner(owner.0, asked.adapter), Work::Embed { inputs })?.recv().await {
+        Some(Event::Embedded(all)) => {
+            Ok(Json(reply::embedded(app.names.of(asked.adapter), &all, asked.base64, tokens)))
+        }
         Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
@@ -351,11 +361,12 @@ pub(super) async fn answer(
 ) -> Answered<Json<Value>> {
     let model = serving(&app)?;
     let body = read(&app, body).await?;
-    let (question, context) = ask::answer(&body, &app.model)?;
+    let (adapter, question, context) = ask::answer(&body, &app.names)?;
     if !model.generates() && !model.finds_spans() {
         return Err(not_for(&app, "answer questions", instead(model)));
     }
-    Ok(Json(reply::answered(&app.model, &answer_one(&app, owner, question, context).await?)))
+    let found = answer_one(&app, Owner(owner.0, adapter), question, context).await?;
+    Ok(Json(reply::answered(app.names.of(adapter), &found)))
 }
 
 pub(super) async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
@@ -369,7 +380,7 @@ pub(super) async fn answer_one(app: &App, owner: Owner, question: String, contex
 pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
     serving(&app)?;
     let body = read(&app, body).await?;
-    let text = ask::tokenize(&body, &app.model)?;
+    let text = ask::tokenize(&body, &app.names)?;
     let ids = aside(&app, move |_, tokenizer| {
         let ids = tokenizer.encode(&text, true)?;
         let tokens: Vec<&str> = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect();
@@ -381,7 +392,7 @@ pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Answered<Jso
 pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
     serving(&app)?;
     let body = read(&app, body).await?;
-    let ids = ask::detokenize(&body, &app.model)?;
+    let ids = ask::detokenize(&body, &app.names)?;
     let text = aside(&app, move |_, tokenizer| match ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
         Some(id) => {
             let message = format!("token {id} is outside the vocabulary of {}", tokenizer.vocab_size());

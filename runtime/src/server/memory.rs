@@ -1,5 +1,5 @@
-//! What a server may come to take of the machine's memory, worked out before it takes it: the weights, and the keys and values
-//! of every sequence at its longest.
+//! What a server may come to take of the machine's memory, worked out before it takes it: the weights, adapters beside them,
+//! and the keys and values of every sequence at its longest.
 
 use crate::engine::{Backend, KvType};
 use crate::error::{Error, Kind, Result};
@@ -21,20 +21,29 @@ pub struct Plan {
     pub sequences: usize,
     /// Bytes of the weights.
     pub weights: u64,
+    /// Bytes of all adapters.
+    pub adapters: u64,
     /// Bytes of the keys and values of all sequences at their longest.
     pub caches: u64,
 }
 
 impl Plan {
     /// For this machine, or the group that this process is in.
+    /// - `adapters`: bytes of those beside the model, together
     /// - `parallel`: answers side by side; when it is left open, [`PARALLEL`] or as many as there is memory for
     /// - `kept`: caches; when it is left open, as many as answers
     /// # Errors
     /// [`Kind::Limit`] with the numbers and the ways out.
-    pub fn new(model: &Model, options: &SessionOptions, parallel: Option<usize>, kept: Option<usize>) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        adapters: u64,
+        options: &SessionOptions,
+        parallel: Option<usize>,
+        kept: Option<usize>,
+    ) -> Result<Self> {
         // What a GPU has is told by its driver, when the cache grows there.
         let memory = if options.backend == Backend::Gpu { None } else { usable_bytes() };
-        Self::within(model, options, parallel, kept, memory)
+        Self::within(model, adapters, options, parallel, kept, memory)
     }
 
     /// What to tell when there is memory for fewer answers than usual, and no number was asked for.
@@ -50,6 +59,7 @@ impl Plan {
     /// As [`Plan::new`].
     pub fn within(
         model: &Model,
+        adapters: u64,
         options: &SessionOptions,
         parallel: Option<usize>,
         kept: Option<usize>,
@@ -59,18 +69,20 @@ impl Plan {
         let (weights, each) = (model.weight_bytes(), sequence_bytes(model, options, ctx));
         let plan = |parallel: usize| {
             let sequences = parallel.max(kept.unwrap_or(parallel));
-            Self { parallel, sequences, weights, caches: each * sequences as u64 }
+            Self { parallel, sequences, weights, adapters, caches: each * sequences as u64 }
         };
         let least = parallel.unwrap_or(1);
         let memory = memory.unwrap_or(u64::MAX);
-        let fits = |plan: &Self| plan.weights.saturating_add(plan.caches) <= memory;
+        let fits = |plan: &Self| plan.weights.saturating_add(adapters).saturating_add(plan.caches) <= memory;
         let found = (least..=parallel.unwrap_or(PARALLEL)).rev().map(plan).find(fits);
         found.ok_or_else(|| {
             let Self { sequences, caches, .. } = plan(least);
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            let beside = if adapters > 0 { format!(", adapters {} MiB", mib(adapters)) } else { String::new() };
+            let fewer = if adapters > 0 { ", serve fewer adapters" } else { "" };
             let message = format!(
-                "the weights take {} MiB and {sequences} sequences of {ctx} tokens {} MiB, but there are {} MiB; lower \
-                 --ctx, --parallel or --cache-slots, or quantize the model further",
+                "the weights take {} MiB{beside} and {sequences} sequences of {ctx} tokens {} MiB, but there are {} MiB; \
+                 lower --ctx, --parallel or --cache-slots{fewer}, or quantize the model further",
                 mib(weights),
                 mib(caches),
                 memory >> 20

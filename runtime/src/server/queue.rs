@@ -48,13 +48,20 @@ pub(super) struct Job {
     pub work: Work,
     /// Whose cache it may see; 0 is everybody's where no keys are asked for.
     pub owner: u64,
+    /// What it is computed with beside the model.
+    pub adapter: Option<usize>,
     pub asked: Instant,
     pub reply: UnboundedSender<Event>,
 }
 
 impl Job {
     pub fn new(work: Work, owner: u64, reply: UnboundedSender<Event>) -> Self {
-        Self { work, owner, asked: Instant::now(), reply }
+        Self { work, owner, adapter: None, asked: Instant::now(), reply }
+    }
+
+    /// The same under an adapter of the session, by its number.
+    pub fn under(self, adapter: Option<usize>) -> Self {
+        Self { adapter, ..self }
     }
 }
 

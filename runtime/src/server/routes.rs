@@ -158,7 +158,7 @@ fn admit(app: &Shared, request: &mut Request, route: Option<&Route>) -> Result<O
         return Ok(Some(answer));
     }
     let owner = if open || route.is_none() { 0 } else { app.keys.owner(request.headers())? };
-    request.extensions_mut().insert(on::Owner(owner));
+    request.extensions_mut().insert(on::Owner(owner, None));
     Ok(None)
 }
 

@@ -156,22 +156,27 @@ pub(super) fn of(table: &[Field]) -> Value {
 mod tests {
     use super::*;
     use crate::server::ask::{self, Completion, Embeddings};
+    use crate::server::names::Names;
     use crate::server::v2::Infer;
     use crate::server::wire::ApiError;
 
     type Read = fn(&[u8]) -> Option<ApiError>;
 
+    fn m() -> Names {
+        Names::new("m", &[])
+    }
+
     /// A field of a table that no reader takes out would be refused by name; a wrong type shows that it was read.
     #[test]
     fn every_field_of_a_table_is_read() {
         let all: [(&[Field], Value, Read); 8] = [
-            (CHAT, json!({"messages": [{"role": "user", "content": "a"}]}), |b| Completion::chat(b, "m").err()),
-            (COMPLETION, json!({"prompt": "a"}), |b| Completion::text(b, "m").err()),
-            (EMBEDDINGS, json!({"input": "a"}), |b| Embeddings::read(b, "m").err()),
-            (CLASSIFY, json!({"input": "a"}), |b| ask::classify(b, "m").err()),
-            (ANSWER, json!({"question": "a", "context": "b"}), |b| ask::answer(b, "m").err()),
-            (TOKENIZE, json!({"text": "a"}), |b| ask::tokenize(b, "m").err()),
-            (DETOKENIZE, json!({"ids": [1]}), |b| ask::detokenize(b, "m").err()),
+            (CHAT, json!({"messages": [{"role": "user", "content": "a"}]}), |b| Completion::chat(b, &m()).err()),
+            (COMPLETION, json!({"prompt": "a"}), |b| Completion::text(b, &m()).err()),
+            (EMBEDDINGS, json!({"input": "a"}), |b| Embeddings::read(b, &m()).err()),
+            (CLASSIFY, json!({"input": "a"}), |b| ask::classify(b, &m()).err()),
+            (ANSWER, json!({"question": "a", "context": "b"}), |b| ask::answer(b, &m()).err()),
+            (TOKENIZE, json!({"text": "a"}), |b| ask::tokenize(b, &m()).err()),
+            (DETOKENIZE, json!({"ids": [1]}), |b| ask::detokenize(b, &m()).err()),
             (INFER, json!({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}), |b| {
                 Infer::read(b).err()
             }),

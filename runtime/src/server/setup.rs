@@ -1,9 +1,10 @@
-//! What `serve` is told on the command line, for every binary that has the verb: an address, and the file of a key.
+//! What `serve` is told on the command line, for every binary that has the verb: an address, the file of a key, adapters.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::adapter::Adapter;
 
 /// What `--host` and `--port` name.
 ///
@@ -48,6 +49,29 @@ pub fn safe(addr: SocketAddr, has_key: bool, insecure: bool) -> Result<()> {
     Err(Error::new(Kind::Input, format!("--host {}", addr.ip()), message))
 }
 
+/// What each `--adapter NAME=FILE[=SCALE]` names: name, adapter and scale.
+///
+/// # Errors
+/// `Input` for no name, one that a request could not give, or the same twice; as [`Adapter::named`].
+pub fn adapters(given: &[String]) -> Result<Vec<(String, Adapter, f32)>> {
+    let mut all: Vec<(String, Adapter, f32)> = Vec::new();
+    for text in given {
+        let wrong = |message: &str| Error::new(Kind::Input, format!("--adapter {text}"), message);
+        let Some((name, file)) = text.split_once('=') else {
+            return Err(wrong("expected NAME=FILE, such as polite=polite.gguf"));
+        };
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            return Err(wrong("a name holds letters, digits, -, _ and ., and at least one"));
+        }
+        if all.iter().any(|(other, ..)| other == name) {
+            return Err(wrong("this name is given twice"));
+        }
+        let (adapter, scale) = Adapter::named(file).map_err(|e| e.at("--adapter"))?;
+        all.push((name.to_owned(), adapter, scale));
+    }
+    Ok(all)
+}
+
 /// Why a server did not start, with the way out of a port that is taken.
 pub fn cannot_listen(error: &Error) -> String {
     let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
@@ -79,6 +103,21 @@ mod tests {
         assert_eq!(read_keys(file.path()).unwrap(), ["secret", "other"]);
         put("secret\nmy second key\n");
         assert!(read_keys(file.path()).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[test]
+    fn an_adapter_of_a_server_has_a_name_of_its_own() {
+        for (given, because) in [
+            (&["a.gguf"][..], "expected NAME=FILE"),
+            (&["=a.gguf"], "at least one"),
+            (&["a:b=a.gguf"], "letters, digits"),
+            (&["a=no such file.gguf"], "no such file"),
+        ] {
+            let given: Vec<String> = given.iter().map(|g| (*g).to_owned()).collect();
+            let error = adapters(&given).unwrap_err();
+            assert!(error.to_string().contains(because) && error.kind() == Kind::Input, "{error}");
+        }
+        assert!(adapters(&[]).unwrap().is_empty());
     }
 
     #[test]

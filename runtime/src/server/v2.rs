@@ -1,8 +1,7 @@
 //! The Open Inference Protocol, version 2, over REST, as KServe, Triton and their load balancers speak it: texts in as
 //! `BYTES`, answers out as named tensors. Its errors are `{"error": "message"}`.
 
-use super::Shared;
-use super::ask::{self, Completion, Prompt, inputs_within};
+use super::ask::{Completion, Prompt, inputs_within};
 use super::handlers::{Answered, Owner, answer_one, collect, generation, ids_of, prompts, read, serving, submit};
 use super::queue::{Event, Work};
 use super::reply;
@@ -221,17 +220,13 @@ pub(super) async fn ready(State(app): State<App>) -> Answered<Json<Value>> {
 }
 
 pub(super) async fn model_here(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    named(&app, &name)?;
+    app.names.find(&name)?;
     Ok(Json(model(&name, serving(&app)?.task)))
 }
 
 pub(super) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    named(&app, &name)?;
+    app.names.find(&name)?;
     serving(&app).map(|_| Json(json!({"name": name, "ready": true})))
-}
-
-fn named(app: &Shared, name: &str) -> ApiResult<()> {
-    if *name == *app.model { Ok(()) } else { Err(ask::no_model(name, &app.model)) }
 }
 
 pub(super) async fn infer(
@@ -240,7 +235,7 @@ pub(super) async fn infer(
     Path(name): Path<String>,
     body: Body,
 ) -> Answered<Json<Value>> {
-    named(&app, &name)?;
+    let owner = Owner(owner.0, app.names.find(&name)?);
     let model = serving(&app)?;
     let body = read(&app, body).await?;
     let mut asked = Infer::read(&body)?;
@@ -290,5 +285,5 @@ pub(super) async fn infer(
             generated(&all)
         }
     };
-    Ok(Json(asked.reply(&app.model, outputs)?))
+    Ok(Json(asked.reply(&name, outputs)?))
 }

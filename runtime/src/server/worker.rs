@@ -24,6 +24,7 @@ const ALONE: usize = 256;
 /// Who waits for an answer.
 struct Client<'a> {
     owner: u64,
+    adapter: Option<usize>,
     asked: Instant,
     reply: UnboundedSender<Event>,
     _running: Running<'a>,
@@ -149,8 +150,8 @@ impl<'a> Worker<'a> {
 
     fn take(&mut self, job: Job) {
         self.metrics.queued.observe(job.asked.elapsed());
-        let Job { work, owner, asked, reply } = job;
-        let client = Rc::new(Client { owner, asked, reply, _running: self.metrics.run() });
+        let Job { work, owner, adapter, asked, reply } = job;
+        let client = Rc::new(Client { owner, adapter, asked, reply, _running: self.metrics.run() });
         let what = match work {
             Work::Generate { prompt, options, n } => {
                 let prompt: Rc<[u32]> = prompt.into();
@@ -192,7 +193,11 @@ impl<'a> Worker<'a> {
     }
 
     fn begin(&mut self, choice: Choice<'a>) {
-        let begun = guarded(|| self.session.begin(choice.client.owner, &choice.prompt, &choice.options));
+        let Client { owner, adapter, .. } = *choice.client;
+        let begun = guarded(|| {
+            self.session.use_adapter(adapter)?;
+            self.session.begin(owner, &choice.prompt, &choice.options)
+        });
         match begun {
             Ok(Some(live)) => self.live.push((live, choice)),
             // Not while fewer go on than there are sequences.
@@ -235,7 +240,8 @@ impl<'a> Worker<'a> {
         let mut next: Vec<(usize, Text)> = Vec::new(); // which list, and its text
         let rounds = (0..idle).flat_map(|round| (0..self.texts.len()).map(move |list| (round, list)));
         for (round, list) in rounds {
-            let Some(text) = self.texts[list].what.text(round) else { continue };
+            let Texts { client, what } = &self.texts[list];
+            let Some(text) = what.text(round, client.adapter) else { continue };
             tokens += text.ids.len();
             if next.len() == idle || (tokens > room && !next.is_empty()) {
                 break;
@@ -304,12 +310,13 @@ impl Choice<'_> {
 
 impl Reading {
     /// What is to be read next, or after `ahead` others; `None` when nothing is left, or when that is not known yet.
-    fn text(&self, ahead: usize) -> Option<Text<'_>> {
+    fn text(&self, ahead: usize, adapter: Option<usize>) -> Option<Text<'_>> {
+        let one = |ids| Text { ids, types: None, rows: Rows::Last, adapter };
         match self {
-            Self::Classify { inputs, done } => one(inputs.get(done.len() + ahead)?),
-            Self::Embed { inputs, done } => one(inputs.get(done.len() + ahead)?),
+            Self::Classify { inputs, done } => inputs.get(done.len() + ahead).map(|ids| one(ids)),
+            Self::Embed { inputs, done } => inputs.get(done.len() + ahead).map(|ids| one(ids)),
             Self::Search(search) if ahead == 0 => {
-                Some(Text { ids: search.ids(), types: Some(search.types()), rows: Rows::All })
+                Some(Text { ids: search.ids(), types: Some(search.types()), rows: Rows::All, adapter })
             }
             Self::Search(_) => None,
         }
@@ -335,8 +342,4 @@ impl Reading {
             },
         }
     }
-}
-
-fn one(ids: &[u32]) -> Option<Text<'_>> {
-    Some(Text { ids, types: None, rows: Rows::Last })
 }

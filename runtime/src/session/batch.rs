@@ -40,11 +40,14 @@ impl std::fmt::Debug for Live {
 }
 
 /// A text that is read whole.
+#[cfg(feature = "server")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Text<'a> {
     pub ids: &'a [u32],
     pub types: Option<&'a [u8]>,
     pub rows: Rows,
+    /// What it is computed with beside the model.
+    pub adapter: Option<usize>,
 }
 
 impl Session {
@@ -58,8 +61,9 @@ impl Session {
         self.engine.copy(0, 0, 0)
     }
 
-    /// Begins a generation beside those that go on; `None` while every sequence is held. It goes on from what a cache of
-    /// `owner` holds of `prompt`, be it the cache of a generation that goes on.
+    /// Begins a generation beside those that go on, to its end under the adapter in use; `None` while every sequence is held.
+    /// It goes on from what a cache of `owner` under this adapter holds of `prompt`, be it the cache of a generation that goes
+    /// on.
     /// # Errors
     /// As [`Session::generate`].
     pub fn begin(&mut self, owner: u64, prompt: &[u32], options: &GenerateOptions) -> Result<Option<Live>> {
@@ -71,6 +75,10 @@ impl Session {
         let Some((seq, emptied)) = self.slots.hold(owner, prompt) else { return Ok(None) };
         if emptied {
             self.engine.truncate(seq, 0);
+        }
+        if let Err(e) = self.settle(seq, self.slots.adapter) {
+            self.slots.free(seq);
+            return Err(e);
         }
         let most = prompt.len() - 1; // the last token's row is wanted
         let (own, other) = self.slots.common(seq, owner, prompt);
@@ -130,24 +138,27 @@ impl Session {
     }
 
     /// How many texts can be read side by side.
+    #[cfg(feature = "server")]
     pub(crate) fn idle(&self) -> usize {
         self.slots.idle().count()
     }
 
     /// Reads texts side by side, each from an empty cache that is empty again afterwards, and hands on the rows of each, or
     /// why it has none. At most as many texts as sequences are idle.
+    #[cfg(feature = "server")]
     pub(crate) fn read(&mut self, texts: &[Text], mut on_rows: impl FnMut(usize, Result<&mut [f32]>)) {
         let seqs: Vec<usize> = self.slots.idle().collect();
         let mut taking = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
-            match self.may_read(text.ids) {
+            let Some(seq) = seqs.get(taking.len()) else { break };
+            match self.may_read(text.ids).and_then(|()| self.settle(*seq, text.adapter)) {
                 Ok(()) => taking.push(i),
                 Err(e) => on_rows(i, Err(e)),
             }
         }
         seqs.iter().take(taking.len()).for_each(|seq| self.keep(*seq, 0));
         let run = |(i, seq): (&usize, &usize)| {
-            let Text { ids: tokens, types, rows } = texts[*i];
+            let Text { ids: tokens, types, rows, .. } = texts[*i];
             Run { seq: *seq, tokens, types, rows }
         };
         let runs: Vec<Run> = taking.iter().zip(&seqs).map(run).collect();

@@ -1,4 +1,4 @@
-//! Which sequence of the engine holds which tokens, and for whom.
+//! Which sequence of the engine holds which tokens, for whom, and under which adapter.
 //!
 //! A prompt goes to the sequence of its owner that it shares the most tokens with, so that the next turn of a chat is read
 //! only from where it is new. Nobody gets a sequence that holds somebody else's tokens without its being emptied: how fast
@@ -21,6 +21,7 @@ impl Session {
 struct Slot {
     tokens: Vec<u32>,
     owner: u64,
+    adapter: Option<usize>,
     /// Time of the last use, on a clock that counts uses.
     used: u64,
     /// A generation beside others goes on here: nobody else may have it.
@@ -34,11 +35,13 @@ pub(super) struct Slots {
     all: Vec<Slot>,
     seq: usize,
     uses: u64,
+    /// What is computed from here on is computed with this.
+    pub adapter: Option<usize>,
 }
 
 impl Slots {
     pub fn new(n: usize) -> Self {
-        Self { all: vec![Slot::default(); n.max(1)], seq: 0, uses: 0 }
+        Self { all: vec![Slot::default(); n.max(1)], seq: 0, uses: 0, adapter: None }
     }
 
     /// The sequence in use.
@@ -63,11 +66,12 @@ impl Slots {
         self.give(seq, owner)
     }
 
-    /// The sequence of `owner` that `prompt` begins like, or the idle one that was not used for longest.
+    /// The sequence of `owner`, under the adapter in use, that `prompt` begins like, or the idle one that was not used for
+    /// longest.
     fn choose(&self, owner: u64, prompt: &[u32]) -> Option<usize> {
         // A beginning that all prompts share (a template's first words) is no reason to overwrite another chat.
-        let fits =
-            |slot: &Slot| slot.owner == owner && 2 * slot.common(prompt) >= slot.tokens.len().min(prompt.len()).max(1);
+        let mine = |slot: &Slot| (slot.owner, slot.adapter) == (owner, self.adapter);
+        let fits = |slot: &Slot| mine(slot) && 2 * slot.common(prompt) >= slot.tokens.len().min(prompt.len()).max(1);
         let idle = || (0..self.all.len()).filter(|&i| !self.all[i].held);
         let best = idle().filter(|&i| fits(&self.all[i])).max_by_key(|&i| self.all[i].common(prompt));
         best.or_else(|| idle().min_by_key(|&i| (!self.all[i].tokens.is_empty(), self.all[i].used)))
@@ -82,6 +86,14 @@ impl Slots {
             slot.tokens.clear();
         }
         stranger
+    }
+
+    /// A sequence is under this adapter, and was read under no other.
+    pub fn settle(&mut self, seq: usize, adapter: Option<usize>) {
+        let slot = &mut self.all[seq];
+        if std::mem::replace(&mut slot.adapter, adapter) != adapter {
+            slot.tokens.clear();
+        }
     }
 
     /// Takes a sequence out of the others' reach until [`Slots::free`], with whether the engine must empty it first; `None`
@@ -104,11 +116,12 @@ impl Slots {
         &mut self.all[seq].tokens
     }
 
-    /// How many tokens of `prompt` a sequence begins with, and the sequence of `owner` that begins with the most, held ones
-    /// too: what it holds so far may be copied.
+    /// How many tokens of `prompt` a sequence begins with, and the sequence of `owner`, under the same adapter, that begins
+    /// with the most, held ones too: what it holds so far may be copied.
     pub fn common(&self, seq: usize, owner: u64, prompt: &[u32]) -> (usize, Option<(usize, usize)>) {
-        let own = self.all[seq].common(prompt);
-        let others = (0..self.all.len()).filter(|&i| i != seq && self.all[i].owner == owner);
+        let (own, adapter) = (self.all[seq].common(prompt), self.all[seq].adapter);
+        let mine = |slot: &Slot| (slot.owner, slot.adapter) == (owner, adapter);
+        let others = (0..self.all.len()).filter(|&i| i != seq && mine(&self.all[i]));
         (own, others.map(|i| (i, self.all[i].common(prompt))).max_by_key(|(_, n)| *n))
     }
 
@@ -181,5 +194,46 @@ mod tests {
         slots.free(a);
         assert_eq!(slots.hold(8, &[1, 2, 3]), Some((a, true)), "emptied for another owner");
         assert!(slots.tokens_of(a).is_empty());
+    }
+
+    #[test]
+    fn what_one_adapter_computed_is_not_gone_on_with_under_another() {
+        let mut slots = Slots::new(2);
+        let (base, _) = ask(&mut slots, 7, &[1, 2, 3]);
+        slots.adapter = Some(0);
+        let (tuned, _) = ask(&mut slots, 7, &[1, 2, 3]);
+        assert_ne!(base, tuned, "an empty sequence is taken");
+        slots.settle(tuned, Some(0));
+        assert_eq!(slots.len(), 0);
+        *slots.tokens() = vec![1, 2, 3];
+        slots.settle(tuned, Some(0));
+        assert_eq!(slots.len(), 3);
+        slots.adapter = None;
+        assert_eq!(ask(&mut slots, 7, &[1, 2, 3, 4]), (base, false));
+        slots.settle(base, None);
+        assert_eq!(slots.len(), 4);
+    }
+
+    #[test]
+    fn a_copied_beginning_never_comes_from_another_adapter() {
+        let mut slots = Slots::new(3);
+        // Of one owner, all going on: the model alone, then under an adapter, then whatever the third is under.
+        let hold = |slots: &mut Slots, adapter: Option<usize>, prompt: &[u32]| {
+            slots.adapter = adapter;
+            let (seq, _) = slots.hold(7, prompt).unwrap();
+            slots.settle(seq, adapter);
+            let found = slots.common(seq, 7, prompt);
+            *slots.tokens_of(seq) = prompt.to_vec();
+            (seq, found)
+        };
+        let (base, _) = hold(&mut slots, None, &[1, 2, 3, 4, 5]);
+        let (tuned, found) = hold(&mut slots, Some(0), &[1, 2, 3, 4, 5, 6]);
+        assert_eq!(found, (0, None), "the model alone has read it all, under no adapter");
+        let (third, found) = hold(&mut slots, Some(1), &[1, 2, 3, 4, 5, 6]);
+        assert_eq!(found, (0, None), "nor from the one adapter to the other");
+        slots.free(third);
+        assert_eq!(hold(&mut slots, Some(0), &[1, 2, 3, 4, 5, 6, 7]), (third, (0, Some((tuned, 6)))));
+        slots.free(third);
+        assert_eq!(hold(&mut slots, None, &[1, 2, 3, 4, 5, 6, 7]), (third, (0, Some((base, 5)))));
     }
 }

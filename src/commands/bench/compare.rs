@@ -92,6 +92,16 @@ impl Earlier {
         if let Some(prompt) = args.prompt {
             self.must_be_same("prompt", prompt)?;
         }
+        let (before, now) = (self.json["adapter"].as_str(), args.adapter.as_deref());
+        if before != now {
+            let told = |adapter: Option<&str>| adapter.map_or("no adapter".to_owned(), |a| format!("--adapter {a}"));
+            crate::bad_input!(
+                "--compare: {} was measured with {}, this run has {}; measure the same case",
+                self.file.display(),
+                told(before),
+                told(now)
+            );
+        }
         let before = self.samples("prompt_tokens_per_s").len();
         let least = least_p(before, args.runs);
         if least >= LEVEL {

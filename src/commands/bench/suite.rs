@@ -108,7 +108,11 @@ pub fn run(args: &BenchArgs, folder: &Path, global: &Global) -> anyhow::Result<E
 
 /// `--engine auto` of one model.
 pub fn auto(args: &BenchArgs, model: &str, global: &Global) -> anyhow::Result<ExitCode> {
-    for (flag, given) in [("--compare", args.compare.is_some()), ("--target", args.target.is_some())] {
+    for (flag, given) in [
+        ("--compare", args.compare.is_some()),
+        ("--target", args.target.is_some()),
+        ("--adapter", args.adapter.is_some()),
+    ] {
         if given {
             crate::bad_input!("{flag} is about one engine; name it: --engine cpu, for instance");
         }

@@ -58,10 +58,8 @@ impl BudgetArgs {
                 crate::bad_input!("{flag} {x}: give a number over 0");
             }
         }
-        if self.max_kl.is_some() {
-            if args.verify.is_none() && args.importance.calibrate.is_none() {
-                crate::bad_input!("--max-kl is measured on rows: give --verify DATA or --calibrate DATA");
-            }
+        if self.max_kl.is_some() && args.verify.is_none() && args.importance.calibrate.is_none() {
+            crate::bad_input!("--max-kl is measured on rows: give --verify DATA or --calibrate DATA");
         }
         Ok(())
     }

@@ -53,6 +53,7 @@ impl Gate<'_> {
     ) -> anyhow::Result<bool> {
         let verification = verify::verify(&verify::Question {
             subject: &staged.unwrap_or(place).display().to_string(),
+            adapter: None,
             reference: self.model,
             data: Some(self.data),
             engine: None,

@@ -180,7 +180,7 @@ pub(crate) fn super_affine<const G: usize>(
             break;
         }
         let (d, dmin) = (f16::from_f64(d), f16::from_f64(dmin));
-        if !(d.is_finite() && dmin.is_finite()) || !consider(&mut best, d, dmin) {
+        if !(d.is_finite() && dmin.is_finite() && consider(&mut best, d, dmin)) {
             break;
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
 use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
-use edgeft_runtime::server::setup::{address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
@@ -45,7 +45,9 @@ pub fn serve(a: &Arguments) -> Result<()> {
         threads: Some(a.threads()?),
         ..SessionOptions::default()
     };
+    let adapters = adapters(&a.texts("--adapter"))?;
     let config = Config {
+        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
         access: Access { key_file, hosts: a.texts("--allow-host"), origins: a.texts("--allow-origin") },
         limits: Limits { drain, request, parallel: parallel.unwrap_or(PARALLEL), ..Limits::default() },
         log: a.text("--log").map(|_| Log::new(|line| eprintln!("{line}"))),
@@ -55,11 +57,16 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let given = a.model.clone();
     let server = Server::start(config, move || {
         let model = Model::open(&model_file(&given)?)?;
-        let plan = Plan::new(&model, &options, parallel, kept)?;
+        let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
+        let plan = Plan::new(&model, beside, &options, parallel, kept)?;
         if let Some(line) = plan.fewer(parallel) {
             eprintln!("{line}");
         }
-        Loaded::with_slots(&model, &options, plan.sequences)
+        let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
+        for (_, adapter, scale) in &adapters {
+            loaded.session.add_adapter(adapter, *scale)?;
+        }
+        Ok(loaded)
     });
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;

@@ -138,8 +138,9 @@ impl Bert {
         let n = seen.len();
         b.x.resize(n * c, 0.0);
         let tokens = runs.iter().flat_map(|run| run.tokens.iter().enumerate().map(move |(t, id)| (run, t, *id)));
-        for (x, (run, t, id)) in b.x.chunks_mut(c).zip(tokens) {
+        for (row, (x, (run, t, id))) in b.x.chunks_mut(c).zip(tokens).enumerate() {
             decode(table.ty, table.row(id as usize), x);
+            compute.adapters.embed(row, self.words, id, x);
             let position = &self.positions[t * c..][..c];
             match &self.types {
                 None => add(x, position),
@@ -184,6 +185,7 @@ impl Bert {
         }
         let Buffers { x, q, y, .. } = b;
         for (run, (from, to)) in runs.iter().zip(spans).filter(|(run, _)| run.rows != Rows::None) {
+            compute.adapters.lay(std::slice::from_ref(run), |_| 1); // a head's matrices read one row
             self.head.apply(model, compute, run, &x[from * c..to * c], (&mut *y, &mut *q), out);
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! y = W x + b for n activation rows, spread over the threads by rows of W.
 
+use super::adapters::Adapters;
 use crate::kernels::acts::{Acts, Form};
 use crate::kernels::{Kernels, Matrix};
 use crate::model::Model;
@@ -43,6 +44,8 @@ pub struct Compute {
     pub kernels: Kernels,
     /// The threads.
     pub pool: Pool,
+    /// What stands beside the weights.
+    pub adapters: Adapters,
     acts: Acts,
     /// (rows, n), when n > 1: kernels give a weight row's products side by side.
     turned: Vec<f32>,
@@ -77,8 +80,8 @@ impl Watch {
 
 impl Compute {
     /// Empty buffers.
-    pub fn new(kernels: Kernels, pool: Pool) -> Self {
-        Self { kernels, pool, acts: Acts::default(), turned: Vec::new(), watch: None }
+    pub fn new(kernels: Kernels, pool: Pool, adapters: Adapters) -> Self {
+        Self { kernels, pool, adapters, acts: Acts::default(), turned: Vec::new(), watch: None }
     }
 
     /// Takes activations (n, cols) for the matrices that follow.
@@ -86,7 +89,7 @@ impl Compute {
         self.acts.set(x, cols);
     }
 
-    /// y (n, rows) = W x + b for the activations that were set.
+    /// y (n, rows) = W x + b for the activations that were set, and what an adapter adds in its rows.
     pub fn mul(&mut self, model: &Model, linear: &Linear, y: &mut Vec<f32>) {
         if let Some(watch) = &mut self.watch {
             watch.add(linear, &self.acts);
@@ -123,5 +126,6 @@ impl Compute {
                 y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
         }
+        self.adapters.add(&self.kernels, &self.pool, linear, &self.acts.x, n, y);
     }
 }

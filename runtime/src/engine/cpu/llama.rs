@@ -115,8 +115,9 @@ impl Llama {
         let positions = || places.iter().map(|(_, p)| *p);
         let table = model.matrix(self.embedding);
         b.x.resize(tokens.len() * c, 0.0);
-        for (x, id) in b.x.chunks_mut(c).zip(&tokens) {
+        for (t, (x, id)) in b.x.chunks_mut(c).zip(&tokens).enumerate() {
             decode(table.ty, table.row(*id as usize), x);
+            compute.adapters.embed(t, self.embedding, *id, x);
         }
         if h.embedding_scale != 1.0 {
             b.x.iter_mut().for_each(|x| *x *= h.embedding_scale);
@@ -186,6 +187,7 @@ impl Llama {
         if rows.is_empty() {
             return Ok(());
         }
+        compute.adapters.lay(runs, |run| wanted(run).len());
         self.norm.apply(&rows, h.norm_eps, &mut b.normed);
         match &self.head {
             Head::Language(linear) => {
