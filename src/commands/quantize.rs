@@ -57,7 +57,7 @@ pub struct QuantizeArgs {
     /// Write the RUN's LoRA adapter alone, unmerged, as a GGUF adapter that stands beside its base; e.g. --out adapter.gguf
     #[arg(long, conflicts_with_all = ["types", "plan", "verify", "calibrate", "imatrix", "onnx", "max_size", "max_kl", "max_ms_per_token"])]
     pub adapter_only: bool,
-    /// Search longer inside each block than llama.cpp does: less error in the same bytes; e.g. --type q4_k_m --best
+    /// Search longer inside each block than llama.cpp does: less error in the same bytes; e.g. --type q4_0 --best
     #[arg(long, conflicts_with_all = ["compat", "adapter_only"])]
     pub best: bool,
     /// Whose blocks: those that its llama-quantize writes, byte for byte
