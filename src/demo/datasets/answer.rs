@@ -13,7 +13,7 @@ use crate::demo::corpus::rng::Rng;
 /// Rows to tune on.
 pub const TRAIN_ROWS: usize = 700;
 /// Rows held out.
-pub const TEST_ROWS: usize = 400;
+pub const TEST_ROWS: usize = 200;
 
 /// One question about a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
