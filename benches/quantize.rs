@@ -11,22 +11,16 @@
 //! The peer is a command that takes `IN.gguf OUT.gguf TYPE --threads N` (IN is the same model in f16) and ends with one line of
 //! JSON that has `seconds` and `peak_mib`. Both times are those of the work as each tells it, without starting the process.
 
+mod beside;
+
 use anyhow::{Context, bail};
-use candle_core::{DType, Device, Tensor};
+use beside::{last_line, middle, number, peer, write_model};
+use candle_core::DType;
 use edgeft_runtime::format::gguf::Gguf;
 use edgeft_runtime::format::map::Mapped;
-use edgeft_runtime::measure::stats::median;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::path::Path;
-use std::process::{Command, Output};
-
-/// Layers, hidden size, heads, key heads, feed-forward, vocabulary.
-const SHAPES: [(&str, [usize; 6]); 3] = [
-    ("smollm2-135m", [30, 576, 9, 3, 1536, 49152]),
-    ("smollm2-360m", [32, 960, 15, 5, 2560, 49152]),
-    ("llama-3.2-1b", [16, 2048, 32, 8, 8192, 128_256]),
-];
+use std::process::Command;
 
 struct Args {
     shape: String,
@@ -40,7 +34,7 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = args()?;
     let folder = tempfile::tempdir()?;
-    write_model(&args.shape, folder.path())?;
+    write_model(&args.shape, DType::F16, folder.path())?;
     let at = |name: &str| folder.path().join(name);
     if args.peer.is_some() {
         edgeft(&args, "f16", folder.path(), &at("f16.gguf"))?;
@@ -57,7 +51,6 @@ fn main() -> anyhow::Result<()> {
             same = Some(same_blocks(&at("ours.gguf"), &at("theirs.gguf"))?);
         }
     }
-    let middle = |runs: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| median(&runs.iter().map(of).collect::<Vec<_>>());
     let (seconds, peak) = (middle(&ours, |r| r.0), middle(&ours, |r| r.1));
     let speed = middle(&theirs, |r| r.0).zip(seconds).map(|(theirs, ours)| theirs / ours);
     let memory = middle(&theirs, |r| r.1).zip(peak).map(|(theirs, ours)| ours / theirs);
@@ -105,43 +98,6 @@ fn args() -> anyhow::Result<Args> {
     Ok(args)
 }
 
-/// Random weights in f16: time and memory depend on shapes.
-fn write_model(shape: &str, folder: &Path) -> anyhow::Result<()> {
-    let Some((_, dims)) = SHAPES.iter().find(|(name, _)| *name == shape) else {
-        bail!("--shape {shape}: known are {}", SHAPES.map(|s| s.0).join(", "));
-    };
-    let [layers, c, h, k, f, v] = *dims;
-    let d = c / h;
-    let noise = |rows: usize, cols: usize| Tensor::randn(0f32, 0.02, (rows, cols), &Device::Cpu)?.to_dtype(DType::F16);
-    let ones = || Tensor::ones(c, DType::F16, &Device::Cpu);
-    let mut tensors = HashMap::new();
-    tensors.insert("model.embed_tokens.weight".to_owned(), noise(v, c)?);
-    tensors.insert("model.norm.weight".to_owned(), ones()?);
-    for i in 0..layers {
-        let at = |part: &str| format!("model.layers.{i}.{part}.weight");
-        tensors.insert(at("input_layernorm"), ones()?);
-        tensors.insert(at("post_attention_layernorm"), ones()?);
-        for (name, rows, cols) in [
-            ("self_attn.q_proj", c, c),
-            ("self_attn.k_proj", k * d, c),
-            ("self_attn.v_proj", k * d, c),
-            ("self_attn.o_proj", c, c),
-            ("mlp.gate_proj", f, c),
-            ("mlp.up_proj", f, c),
-            ("mlp.down_proj", c, f),
-        ] {
-            tensors.insert(at(name), noise(rows, cols)?);
-        }
-    }
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors"))?;
-    let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": v, "hidden_size": c,
-        "intermediate_size": f, "num_hidden_layers": layers, "num_attention_heads": h, "num_key_value_heads": k,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "hidden_act": "silu",
-        "tie_word_embeddings": true});
-    std::fs::write(folder.join("config.json"), config.to_string())?;
-    Ok(())
-}
-
 /// Seconds and peak MiB.
 fn edgeft(args: &Args, ty: &str, folder: &Path, out: &Path) -> anyhow::Result<(f64, f64)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edgeft"));
@@ -159,16 +115,14 @@ fn edgeft(args: &Args, ty: &str, folder: &Path, out: &Path) -> anyhow::Result<(f
     numbers(&last_line(&command.arg("--out").arg(out).output()?, "edgeft")?)
 }
 
-fn peer_run(args: &Args, peer: &str, from: &Path, to: &Path) -> anyhow::Result<(f64, f64)> {
-    let mut words = peer.split_whitespace();
-    let mut command = Command::new(words.next().context("--peer is empty")?);
-    command.args(words).arg(from).arg(to).args([&args.ty, "--threads", &args.threads.to_string()]);
+fn peer_run(args: &Args, words: &str, from: &Path, to: &Path) -> anyhow::Result<(f64, f64)> {
+    let mut command = peer(words)?;
+    command.arg(from).arg(to).args([&args.ty, "--threads", &args.threads.to_string()]);
     numbers(&last_line(&command.output()?, "the peer")?)
 }
 
 fn numbers(line: &Value) -> anyhow::Result<(f64, f64)> {
-    let number = |key: &str| line[key].as_f64().with_context(|| format!("no {key} in {line}"));
-    Ok((number("seconds")?, number("peak_mib")?))
+    Ok((number(line, "seconds")?, number(line, "peak_mib")?))
 }
 
 /// How many tensors of how many have the same type and bytes.
@@ -180,13 +134,4 @@ fn same_blocks(ours: &Path, theirs: &Path) -> anyhow::Result<(usize, usize)> {
         .iter()
         .filter(|t| theirs.tensor(&t.name).is_some_and(|u| u.ty == t.ty && ours.data(&a, t) == theirs.data(&b, u)));
     Ok((same.count(), ours.tensors.len()))
-}
-
-fn last_line(ran: &Output, who: &str) -> anyhow::Result<Value> {
-    if !ran.status.success() {
-        bail!("{who} ended with {}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
-    }
-    let text = String::from_utf8_lossy(&ran.stdout);
-    let last = text.lines().last().with_context(|| format!("{who} printed nothing"))?;
-    serde_json::from_str(last).with_context(|| format!("{who}: its last line is no JSON: {last}"))
 }

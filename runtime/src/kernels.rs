@@ -10,6 +10,7 @@ pub mod attention;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod exp;
 pub mod scalar;
 
 use crate::error::{Error, Kind, Result};

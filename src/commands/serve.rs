@@ -6,9 +6,9 @@ use super::show;
 use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
-use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
-use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
-use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
+use edgeft_runtime::server::memory::{MOST, PARALLEL};
+use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
 use serde_json::json;
 use std::path::PathBuf;
@@ -123,15 +123,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let load = || {
                 let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options };
-                let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
-                let plan = Plan::new(&model, beside, &options, parallel, kept)?;
-                if let Some(line) = plan.fewer(parallel) {
-                    eprintln!("{line}");
-                }
-                let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
-                for (_, adapter, scale) in &adapters {
-                    loaded.session.add_adapter(adapter, *scale)?;
-                }
+                let loaded = setup::load(&model, &adapters, &options, (parallel, kept), |line| eprintln!("{line}"))?;
                 show::runs_on(loaded.session.runs_on());
                 anyhow::Ok((loaded, model))
             };

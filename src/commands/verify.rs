@@ -149,7 +149,8 @@ pub fn verify(q: &Question) -> anyhow::Result<Verification> {
     }
     if let (Place::Gguf(file), Place::Run(_)) = (Place::of(q.subject)?, Place::of(q.reference)?) {
         let opened = Opened::open(q.reference, 0)?;
-        if opened.adapter.is_some() {
+        // Beside a base nothing was merged, so nothing was rounded away.
+        if opened.adapter.is_some() && q.adapter.is_none() {
             verification.retention = crate::retention::of_file(&opened, &file)?;
         }
     }

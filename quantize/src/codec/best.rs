@@ -11,7 +11,7 @@ mod symmetric;
 
 use super::{
     CodecError, Overflow, blocks_with, encode_into, encode_weighted_into, iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0,
-    q5_1, q5_k, q6_k, q8_0, uses_importance,
+    q5_1, q5_k, q6_k, q8_0, uses_importance, weighted::rows,
 };
 use bytemuck::Pod;
 use edgeft_runtime::format::{GgmlType, block::decode};
@@ -58,13 +58,7 @@ pub fn encode_best_into(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out
         };
     }
     let row_bytes = ty.row_bytes(n).ok_or(CodecError::Length { ty, n })?;
-    for (i, (x, out)) in x.chunks_exact(n).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
-        row(ty, x, importance, out).map_err(|e| match e {
-            CodecError::TooLarge { ty, at, value } => CodecError::TooLarge { ty, at: i * n + at, value },
-            other => other,
-        })?;
-    }
-    Ok(())
+    rows((x, n), (out, row_bytes), |x, out| row(ty, x, importance, out))
 }
 
 fn row(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), CodecError> {

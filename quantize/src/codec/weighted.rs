@@ -29,8 +29,17 @@ pub fn encode_weighted_into(ty: GgmlType, x: &[f32], importance: &[f32], out: &m
     if let Some(at) = x.iter().position(|v| !v.is_finite()) {
         return Err(CodecError::NotFinite { at, value: x[at] });
     }
+    rows((x, n), (out, row_bytes), |x, out| row(ty, x, importance, out))
+}
+
+/// Calls `f` for each row of n numbers and its bytes; what is too large is told by its place in `x`.
+pub(super) fn rows(
+    (x, n): (&[f32], usize),
+    (out, row_bytes): (&mut [u8], usize),
+    f: impl Fn(&[f32], &mut [u8]) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
     for (i, (x, out)) in x.chunks_exact(n).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
-        row(ty, x, importance, out).map_err(|e| match e {
+        f(x, out).map_err(|e| match e {
             CodecError::TooLarge { ty, at, value } => CodecError::TooLarge { ty, at: i * n + at, value },
             other => other,
         })?;

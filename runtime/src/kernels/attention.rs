@@ -2,7 +2,8 @@
 //! block by block for all of the tokens; each token has the same sums in the same order as alone. The plain loops are the
 //! definition; the wider levels compile the same lines, so every level gives the same bits.
 
-use super::scalar::{LANES, dot_f32, exp, half_to_f32, tree};
+use super::exp::exp;
+use super::scalar::{LANES, dot_f32, half_to_f32, tree};
 use crate::kv_cache::KvRows;
 
 /// Positions that are unpacked at a time.

@@ -82,6 +82,7 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
             })
         };
     }
+    // What is left of quantized types is one row of activations.
     if turn(w.ty, acts.n).is_some() {
         return panels::rows(w, first, acts, out, scratch);
     }

@@ -136,24 +136,6 @@ pub(super) fn halves(row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// e^x to 2e-7 of it; 0 below -87, e^88 above 88. x = n ln 2 + r, |r| ≤ ln 2 / 2, and e^r by the polynomial of Cephes' `expf`:
-/// plain arithmetic, which any register takes, and the same on every system.
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: a sum's last bits are a whole number
-    let x = if x > 88.0 { 88.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
-    let n = shifted - MAGIC;
-    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
-    }
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    let value = (p * (r * r) + r + 1.0) * power;
-    if x < -87.0 { 0.0 } else { value }
-}
-
 /// A block of 32 weights: codes, their scale, and the value of code 0.
 pub(super) trait Block32: AnyBitPattern {
     /// Whether [`Block32::scales`] has a second number.
@@ -452,6 +434,7 @@ impl Block256 for BlockQ6K {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Kernels;
     use super::super::acts::Form;
     use super::*;
     use half::f16;
@@ -466,17 +449,6 @@ mod tests {
                 "{bits:04x}: {ours} {theirs}"
             );
         }
-    }
-
-    #[test]
-    fn powers_are_those_of_the_standard_library() {
-        for i in -870_000..880_000 {
-            let x = i as f32 * 1e-4;
-            let (ours, theirs) = (exp(x), f64::from(x).exp());
-            assert!((f64::from(ours) - theirs).abs() <= 2e-7 * theirs, "{x}: {ours} {theirs}");
-        }
-        assert_eq!((exp(-88.0), exp(f32::NEG_INFINITY), exp(0.0)), (0.0, 0.0, 1.0));
-        assert!(exp(f32::INFINITY) > 1e38 && exp(f32::NAN).is_nan());
     }
 
     /// A row of valid blocks: random codes, scales that stay finite.
@@ -519,6 +491,38 @@ mod tests {
         GgmlType::Q6_K,
     ];
 
+    /// Every level gives the plain loops' bits, for all rows but the first.
+    fn levels_agree(w: &Matrix, x: &[f32], what: &str) {
+        let mut acts = Acts::default();
+        acts.set(x, w.cols);
+        acts.prepare(Form::of(w.ty), None);
+        let (n, size) = (acts.n, (w.rows - 1) * acts.n);
+        let (mut want, mut scratch) = (vec![0.0; size], vec![0.0; Kernels::scratch(w.cols)]);
+        rows(w, 1, &acts, &mut want, &mut scratch);
+        for level in Kernels::available() {
+            let (kernels, mut got) = (Kernels::of(level).unwrap(), vec![0.0; size]);
+            acts.prepare(Form::of(w.ty), kernels.turn(w.ty, n));
+            kernels.rows(w, 1, &acts, &mut got, &mut scratch);
+            assert_eq!(got, want, "{} {level:?} {what}", w.ty);
+        }
+    }
+
+    /// Largest codes against largest activations: no level's narrower sums run over.
+    #[test]
+    fn levels_agree_at_the_ends() {
+        let cols = 512;
+        for ty in TYPES.into_iter().filter(|ty| ty.block_len() > 1) {
+            for (fill, sign) in [(0x00, 1.0), (0x7f, 1.0), (0x80, -1.0), (0x80, 1.0), (0xff, 1.0), (0xff, -1.0)] {
+                let data: Vec<u8> = (0..9).flat_map(|_| row(ty, cols, &mut || fill)).collect();
+                let w = Matrix { ty, rows: 9, cols, data: &data };
+                for n in [1, 6] {
+                    let x: Vec<f32> = (0..n * cols).map(|i| if i / cols % 2 == 0 { sign } else { -sign }).collect();
+                    levels_agree(&w, &x, &format!("{fill:02x} {sign}"));
+                }
+            }
+        }
+    }
+
     proptest! {
         /// Integer kernels against decoded weights times the rounded activations, summed in f64.
         #[test]
@@ -534,7 +538,7 @@ mod tests {
                 acts.set(&x, cols);
                 acts.prepare(Form::of(ty), None);
                 let (mut out, mut decoded) = (vec![0.0; 2 * n], vec![0.0; cols]);
-                let mut scratch = vec![0.0; super::super::Kernels::scratch(cols)];
+                let mut scratch = vec![0.0; Kernels::scratch(cols)];
                 rows(&w, 0, &acts, &mut out, &mut scratch);
                 for r in 0..2 {
                     block::decode(ty, w.row(r), &mut decoded);
@@ -567,18 +571,7 @@ mod tests {
                 let data: Vec<u8> = (0..13).flat_map(|_| row(ty, cols, &mut byte)).collect();
                 let w = Matrix { ty, rows: 13, cols, data: &data };
                 let x: Vec<f32> = (0..n * cols).map(|_| (f32::from(byte()) - 127.5) / 50.0).collect();
-                let mut acts = Acts::default();
-                acts.set(&x, cols);
-                acts.prepare(Form::of(ty), None);
-                let mut want = vec![0.0; 12 * n];
-                let mut scratch = vec![0.0; super::super::Kernels::scratch(cols)];
-                rows(&w, 1, &acts, &mut want, &mut scratch);
-                for level in super::super::Kernels::available() {
-                    let (kernels, mut got) = (super::super::Kernels { level }, vec![0.0; 12 * n]);
-                    acts.prepare(Form::of(ty), kernels.turn(ty, n));
-                    kernels.rows(&w, 1, &acts, &mut got, &mut scratch);
-                    prop_assert_eq!(&got, &want, "{} {:?}", ty, level);
-                }
+                levels_agree(&w, &x, "");
             }
         }
     }

@@ -3,8 +3,12 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
+use super::Loaded;
+use super::memory::Plan;
 use crate::error::{Error, Kind, Result};
+use crate::model::Model;
 use crate::model::adapter::Adapter;
+use crate::session::SessionOptions;
 
 /// What `--host` and `--port` name.
 ///
@@ -70,6 +74,31 @@ pub fn adapters(given: &[String]) -> Result<Vec<(String, Adapter, f32)>> {
         all.push((name.to_owned(), adapter, scale));
     }
     Ok(all)
+}
+
+/// The model with its adapters, and as many sequences as were asked for or there is memory for.
+/// - `parallel`, `kept`: as [`Plan::new`] has them
+/// - `say` hears when memory has room for fewer answers than usual
+///
+/// # Errors
+/// As [`Plan::new`]; what the engine and the adapters have.
+pub fn load(
+    model: &Model,
+    adapters: &[(String, Adapter, f32)],
+    options: &SessionOptions,
+    (parallel, kept): (Option<usize>, Option<usize>),
+    say: impl FnOnce(&str),
+) -> Result<Loaded> {
+    let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
+    let plan = Plan::new(model, beside, options, parallel, kept)?;
+    if let Some(line) = plan.fewer(parallel) {
+        say(&line);
+    }
+    let mut loaded = Loaded::with_slots(model, options, plan.sequences)?;
+    for (_, adapter, scale) in adapters {
+        loaded.session.add_adapter(adapter, *scale)?;
+    }
+    Ok(loaded)
 }
 
 /// Why a server did not start, with the way out of a port that is taken.

@@ -57,7 +57,7 @@ pub fn print(found: &Retention) {
         found.erased, found.matrices, found.min_cosine, found.min_ratio, found.ratio, found.cosine
     );
     if found.as_in_file == Some(false) {
-        println!("  (rounded anew: the file's blocks were chosen with an importance matrix, which is not at hand)");
+        println!("  (by plain rounding: the file's own blocks are others, as an importance matrix makes them)");
     }
     if found.erased == 0 {
         return;

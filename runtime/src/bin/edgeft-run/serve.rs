@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
-use edgeft_runtime::server::memory::{MOST, PARALLEL, Plan};
-use edgeft_runtime::server::setup::{adapters, address, cannot_listen, read_keys, safe};
-use edgeft_runtime::server::{Access, Config, Limits, Loaded, Log, Server, signals};
+use edgeft_runtime::server::memory::{MOST, PARALLEL};
+use edgeft_runtime::server::setup::{adapters, address, cannot_listen, load, read_keys, safe};
+use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
 
@@ -57,16 +57,7 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let given = a.model.clone();
     let server = Server::start(config, move || {
         let model = Model::open(&model_file(&given)?)?;
-        let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
-        let plan = Plan::new(&model, beside, &options, parallel, kept)?;
-        if let Some(line) = plan.fewer(parallel) {
-            eprintln!("{line}");
-        }
-        let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
-        for (_, adapter, scale) in &adapters {
-            loaded.session.add_adapter(adapter, *scale)?;
-        }
-        Ok(loaded)
+        load(&model, &adapters, &options, (parallel, kept), |line| eprintln!("{line}"))
     });
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;

@@ -1,6 +1,6 @@
 //! What stands between two matrices: norms, rotary embedding, activations and gates. Slices in, slices out.
 
-use crate::kernels::scalar::exp;
+use crate::kernels::exp::exp;
 use crate::model::Act;
 
 /// Weights of a norm: RMSNorm, or LayerNorm where there is a bias.

@@ -44,7 +44,7 @@ pub(super) fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scrat
     }
 }
 
-/// Calls `$tile::<T>(from)` for all activation rows, `TILE` at a time and then one by one.
+/// Stores what `$body` makes of all activation rows, `TILE` at a time and then one by one.
 macro_rules! tiles {
     ($acts:ident, $codes:expr, $out:ident, |$x:ident| $body:expr) => {
         let mut from = 0;
@@ -114,6 +114,26 @@ fn quarter(line: &mut Line, quarter: usize) -> &mut [f32; 4] {
 fn put(line: &mut Line, at: usize, value: __m128i) {
     // SAFETY: a quarter is 16 writable bytes.
     unsafe { _mm_storeu_si128(quarter(line, at).as_mut_ptr().cast(), value) };
+}
+
+/// whole += the products of N steps of four rows, `low`, and of the next four, `high`, with the `i`th N steps of T activation
+/// rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn meet<const N: usize, const T: usize>(
+    whole: &mut [[__m512i; T]; 2],
+    [low, high]: [&[Line; N]; 2],
+    steps: &[&[[[i8; 16]; N]]; T],
+    i: usize,
+) {
+    for step in 0..N {
+        let w = [codes_of(&low[step]), codes_of(&high[step])];
+        for t in 0..T {
+            let x = four_times(&steps[t][i][step]);
+            whole[0][t] = _mm512_dpbusd_epi32(whole[0][t], w[0], x);
+            whole[1][t] = _mm512_dpbusd_epi32(whole[1][t], w[1], x);
+        }
+    }
 }
 
 /// The same step of four blocks side by side: 8 lines of `lines`, quarter `r`.
@@ -218,14 +238,8 @@ fn multiply_blocks<B: Block32, const T: usize>(panel: &[Line], x: [&Codes; T]) -
             minus128[t] = four_times(&x[t].turned[0].minus128[i]);
         }
         let mut whole = [minus128; 2];
-        for step in 0..8 {
-            let w = [codes_of(&lines[step]), codes_of(&lines[8 + step])];
-            for t in 0..T {
-                let x = four_times(&steps[t][i][step]);
-                whole[0][t] = _mm512_dpbusd_epi32(whole[0][t], w[0], x);
-                whole[1][t] = _mm512_dpbusd_epi32(whole[1][t], w[1], x);
-            }
-        }
+        let codes = lines.as_chunks::<8>().0;
+        meet(&mut whole, [&codes[0], &codes[1]], &steps, i);
         let d = [floats_of(&lines[16]), floats_of(&lines[17])];
         for t in 0..T {
             let x_d = _mm512_castsi512_ps(four_times(&x[t].turned[0].d[i]));
@@ -309,21 +323,15 @@ fn shares<B: Block256>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn multiply_shares<const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512; T]; 2] {
     let mut steps = [&[][..]; T];
-    (0..T).for_each(|t| steps[t] = x[t].turned[0].qs.as_chunks::<16>().0);
+    (0..T).for_each(|t| steps[t] = x[t].turned[0].qs.as_chunks::<8>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; 2];
     for (b, lines) in panel.chunks_exact(SHARES).enumerate() {
         // Integers below 63 * 32 * 31 * 127 * 2 < 2^24: floats hold them, and their fused sum, exactly.
         let mut scaled = [[_mm512_setzero_ps(); T]; 2];
         for four in 0..2 {
             let mut whole = [[_mm512_setzero_si512(); T]; 2];
-            for step in 8 * four..8 * four + 8 {
-                let w = [codes_of(&lines[step]), codes_of(&lines[16 + step])];
-                for t in 0..T {
-                    let x = four_times(&steps[t][b][step]);
-                    whole[0][t] = _mm512_dpbusd_epi32(whole[0][t], w[0], x);
-                    whole[1][t] = _mm512_dpbusd_epi32(whole[1][t], w[1], x);
-                }
-            }
+            let codes = lines.as_chunks::<8>().0;
+            meet(&mut whole, [&codes[four], &codes[2 + four]], &steps, 2 * b + four);
             for half in 0..2 {
                 let scale = floats_of(&lines[32 + 2 * four + half]);
                 for t in 0..T {
@@ -388,7 +396,7 @@ fn sixteens(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &m
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn multiply_sixteens<const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512; T]; 2] {
     let mut steps = [&[][..]; T];
-    (0..T).for_each(|t| steps[t] = x[t].turned[1].qs.as_chunks::<16>().0);
+    (0..T).for_each(|t| steps[t] = x[t].turned[1].qs.as_chunks::<4>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; 2];
     for (b, lines) in panel.chunks_exact(SIXTEENS).enumerate() {
         let mut scaled = [[_mm512_setzero_si512(); T]; 2];
@@ -398,14 +406,8 @@ fn multiply_sixteens<const T: usize>(panel: &[Line], x: [&Codes; T]) -> [[__m512
                 let minus128 = four_times(&x[t].turned[1].minus128[4 * b + q]);
                 (whole[0][t], whole[1][t]) = (minus128, minus128);
             }
-            for step in 4 * q..4 * q + 4 {
-                let w = [codes_of(&lines[step]), codes_of(&lines[16 + step])];
-                for t in 0..T {
-                    let x = four_times(&steps[t][b][step]);
-                    whole[0][t] = _mm512_dpbusd_epi32(whole[0][t], w[0], x);
-                    whole[1][t] = _mm512_dpbusd_epi32(whole[1][t], w[1], x);
-                }
-            }
+            let codes = lines.as_chunks::<4>().0;
+            meet(&mut whole, [&codes[q], &codes[4 + q]], &steps, 4 * b + q);
             for half in 0..2 {
                 let scale = codes_of(&lines[32 + 2 * q + half]);
                 for t in 0..T {
