@@ -6,6 +6,7 @@ mod api;
 mod batch;
 mod load;
 mod network;
+mod tls;
 
 use edgeft::export;
 use edgeft::model::open::Opened;
@@ -205,7 +206,7 @@ fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     )
 }
 
-fn finish(mut socket: TcpStream) -> Reply {
+fn finish(mut socket: impl Read) -> Reply {
     let mut bytes = Vec::new();
     let _ = socket.read_to_end(&mut bytes); // a refusal may reset what was not read
     let text = String::from_utf8(bytes).expect("only whole UTF-8");

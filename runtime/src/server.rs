@@ -5,7 +5,7 @@
 //!                                                                            reply or sse <- events <-'
 //! ```
 //!
-//! - [`accept`]: connections, bounded in number and in time
+//! - [`accept`], `tls`: connections, bounded in number and in time; the secure ones
 //! - [`routes`], [`guard`]: which path asks what, what every request has in common; who may ask
 //! - [`handlers`]: what each path does
 //! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
@@ -35,6 +35,8 @@ mod schema;
 pub mod setup;
 pub mod signals;
 mod sse;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod v2;
 mod wire;
 mod worker;
@@ -118,6 +120,9 @@ pub struct Config {
     pub api_key: Option<String>,
     /// Who else may ask.
     pub access: Access,
+    /// Speaks TLS, and nothing else, when given.
+    #[cfg(feature = "tls")]
+    pub tls: Option<tls::Tls>,
     /// Bounds on what clients may take.
     pub limits: Limits,
     /// Gets a line for each request; none is written without it.
@@ -127,8 +132,17 @@ pub struct Config {
 impl Config {
     /// On `addr`, `model` for whoever reaches it, within the usual bounds.
     pub fn new(addr: SocketAddr, model: impl Into<String>) -> Self {
-        let (access, limits) = (Access::default(), Limits::default());
-        Self { addr, model: model.into(), adapters: Vec::new(), api_key: None, access, limits, log: None }
+        Self {
+            addr,
+            model: model.into(),
+            adapters: Vec::new(),
+            api_key: None,
+            access: Access::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+            limits: Limits::default(),
+            log: None,
+        }
     }
 }
 
@@ -265,6 +279,14 @@ impl Stopper {
         let config = &self.0.config;
         self.0.keys.reload(config.api_key.as_deref(), &config.access)
     }
+
+    /// Reads the certificate and its key again; `None` where clients are shown none.
+    /// # Errors
+    /// As [`tls::Tls::reload`].
+    #[cfg(feature = "tls")]
+    pub fn reload_certificate(&self) -> Option<Result<()>> {
+        self.0.config.tls.as_ref().map(tls::Tls::reload)
+    }
 }
 
 /// A running server. Dropping it stops it.
@@ -332,6 +354,15 @@ impl Server {
     /// Where it listens, with the real port.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What clients put before a path.
+    pub fn url(&self) -> String {
+        #[cfg(feature = "tls")]
+        if self.shared.config.tls.is_some() {
+            return format!("https://{}", self.addr);
+        }
+        format!("http://{}", self.addr)
     }
 
     /// Waits until the model is loaded and has been run once.
@@ -417,7 +448,7 @@ async fn run_http(shared: &Arc<Shared>, listener: TcpListener) -> std::io::Resul
             let _ = stop.wait_for(|stop| *stop).await; // the sender lives as long as `shared`
         }
     };
-    let serving = axum::serve(Door::new(listener, limits), app).with_graceful_shutdown(stopped()).into_future();
+    let serving = axum::serve(Door::new(listener, &shared.config), app).with_graceful_shutdown(stopped()).into_future();
     tokio::pin!(serving);
     let over = async {
         stopped().await;

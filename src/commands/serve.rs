@@ -8,6 +8,7 @@ use crate::export::Runnable;
 use crate::package::request;
 use edgeft_runtime::server::memory::{MOST, PARALLEL};
 use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::tls::Tls;
 use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, SessionOptions};
 use serde_json::json;
@@ -24,8 +25,9 @@ use std::time::Duration;
     /detokenize, the Open Inference Protocol under /v2, and for probes /healthz and /readyz.\n\
     --parallel answers go on beside each other, 32 more requests may wait, one more gets 429. Without `temperature`, the likeliest\n\
     token is taken. What is asked alone, in company or after a cache hit gets the same answer, on --engine cpu bit for bit.\n\
-    Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads the keys again.\n\n\
+    Ctrl-C or SIGTERM lets what runs end, for at most --drain seconds; a second one does not wait. SIGHUP reads keys and certificate again.\n\n\
     Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\n  \
+    edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem\n  \
     edgeft serve model.gguf --parallel 16 --ctx 2048 --deadline 60\n  \
     edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
@@ -53,6 +55,12 @@ pub struct ServeArgs {
     /// Let whoever reaches --host use the server without a key
     #[arg(long, conflicts_with = "api_key_file")]
     pub insecure_no_auth: bool,
+    /// Speak TLS: the certificate in PEM, with its chain behind it; SIGHUP reads it again
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Name that clients may use for this server, besides localhost and addresses (repeatable)
     #[arg(long, value_name = "NAME")]
     pub allow_host: Vec<String>,
@@ -95,6 +103,8 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let addr = address(&args.host, args.port)?;
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?;
     safe(addr, keys.is_some(), args.insecure_no_auth)?;
+    let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
     let model = show::model_name(&args.model);
     let adapters = adapters(&args.adapter)?;
     let config = Config {
@@ -110,6 +120,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             ..Limits::default()
         },
         adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+        tls,
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, model.as_str())
     };
@@ -147,10 +158,16 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
         });
     }
     let opened = told.recv()??;
-    let url = format!("http://{}", server.addr());
+    let url = server.url();
     show::report(global, &json!({"url": url, "model": model}), || {
         println!("serving {model} at {url}    try: {}", request::first(&opened, &url, args.api_key_file.as_deref()));
     });
+    #[cfg(unix)]
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(e) = setup::notify_ready(&socket)
+    {
+        eprintln!("the service manager was not told: {e}");
+    }
     server.wait();
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,9 @@
 //! are chosen together ([`symmetric`], [`affine`]): each candidate of the f16 is tried with the integers around each group's own
 //! best, then refit by least squares until nothing gets better. Unlike ggml's, these sums need no certain order of rounding, so
 //! they run in lanes; a block's bytes depend on nothing but the block and its weights.
+//!
+//! ggml counts large elements more in the K types (by |x|, x^2 or rms + |x|). Tried here on nano's q4_k_m with the same weights: the
+//! KL of its own text fell by 5 % more, that of three foreign texts rose by 4 to 6 %. So all elements count alike.
 
 mod affine;
 mod symmetric;

@@ -3,7 +3,9 @@
 //! `axum::serve` gives hyper no timer, so hyper's own header timeout never fires. The deadlines stand here instead, at the
 //! socket, where the one that hyper does not have (a client that never reads) belongs too.
 
-use super::Limits;
+#[cfg(feature = "tls")]
+use super::tls::Tls;
+use super::{Config, Limits};
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use std::io;
@@ -25,13 +27,35 @@ pub(super) struct Door {
     listener: TcpListener,
     room: Arc<Semaphore>,
     limits: Limits,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl Door {
-    pub fn new(listener: TcpListener, limits: Limits) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(limits.connections)), limits }
+    pub fn new(listener: TcpListener, config: &Config) -> Self {
+        let room = Arc::new(Semaphore::new(config.limits.connections));
+        Self {
+            listener,
+            room,
+            limits: config.limits,
+            #[cfg(feature = "tls")]
+            tls: config.tls.clone(),
+        }
+    }
+
+    fn dress(&self, stream: TcpStream) -> Box<dyn Socket> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return Box::new(tls.secure(stream));
+        }
+        Box::new(stream)
     }
 }
+
+/// What bytes come from and go to: a stream of TCP, or of TLS above it.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 impl Listener for Door {
     type Io = Guarded;
@@ -44,7 +68,7 @@ impl Listener for Door {
             match self.listener.accept().await {
                 Ok((stream, addr)) => {
                     let _ = stream.set_nodelay(true); // a token is a small packet; a refusal only costs latency
-                    return (Guarded::new(stream, self.limits, permit), addr);
+                    return (Guarded::new(self.dress(stream), self.limits, permit), addr);
                 }
                 Err(_) => tokio::time::sleep(AFTER_ERROR).await,
             }
@@ -98,7 +122,7 @@ impl Connected<IncomingStream<'_, Door>> for Activity {
 /// A socket under two deadlines: a request's head must be whole within [`Limits::head`] of the connection's start or of the
 /// last answer, and a client must take some bytes within [`Limits::write_stall`].
 pub(super) struct Guarded {
-    stream: TcpStream,
+    stream: Box<dyn Socket>,
     activity: Activity,
     limits: Limits,
     reading: Pin<Box<Sleep>>,
@@ -108,7 +132,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    fn new(stream: TcpStream, limits: Limits, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: Box<dyn Socket>, limits: Limits, permit: OwnedSemaphorePermit) -> Self {
         let now = Instant::now();
         let (reading, writing) =
             (Box::pin(sleep_until(now + limits.head)), Box::pin(sleep_until(now + limits.write_stall)));
@@ -175,7 +199,8 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx); // TLS takes bytes of its own and waits here
+        self.poll_stall(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

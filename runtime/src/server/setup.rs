@@ -1,5 +1,7 @@
 //! What `serve` is told on the command line, for every binary that has the verb: an address, the file of a key, adapters.
 
+#[cfg(unix)]
+use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
@@ -109,9 +111,58 @@ pub fn cannot_listen(error: &Error) -> String {
     format!("cannot listen on {error}{way_out}")
 }
 
+/// Tells a service manager that the model answers: a datagram `READY=1`, as sd_notify(3) has it. `socket` is what it puts into
+/// `NOTIFY_SOCKET`: a path, or on Linux `@` and a name without one.
+///
+/// # Errors
+/// `Io` when nobody listens there.
+#[cfg(unix)]
+pub fn notify_ready(socket: &OsStr) -> Result<()> {
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let io = |e| Error::io(format!("NOTIFY_SOCKET {}", socket.display()), e);
+    #[cfg(target_os = "linux")]
+    if let Some(name) = socket.as_encoded_bytes().strip_prefix(b"@") {
+        use std::os::linux::net::SocketAddrExt;
+        let addr = SocketAddr::from_abstract_name(name).map_err(io)?;
+        UnixDatagram::unbound().and_then(|from| from.send_to_addr(READY, &addr)).map_err(io)?;
+        return Ok(());
+    }
+    let addr = SocketAddr::from_pathname(socket).map_err(io)?;
+    UnixDatagram::unbound().and_then(|from| from.send_to_addr(READY, &addr)).map_err(io)?;
+    Ok(())
+}
+
+#[cfg(unix)]
+const READY: &[u8] = b"READY=1";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_service_manager_is_told_by_a_path_or_a_name_and_its_absence_is_an_error() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixDatagram};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let name = format!("edgeft-test-{}", std::process::id());
+        let listeners = [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str().to_owned()),
+            (
+                UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap(),
+                format!("@{name}").into(),
+            ),
+        ];
+        for (listener, socket) in listeners {
+            notify_ready(&socket).unwrap();
+            let mut told = [0; 16];
+            let n = listener.recv(&mut told).unwrap();
+            assert_eq!(&told[..n], b"READY=1");
+        }
+        let error = notify_ready(dir.path().join("nobody").as_os_str()).unwrap_err();
+        assert!(error.to_string().contains("NOTIFY_SOCKET") && error.kind() == Kind::Io, "{error}");
+    }
 
     #[test]
     fn hosts_are_names_or_addresses_of_either_kind() {

@@ -4,7 +4,7 @@ use super::Stopper;
 use crate::error::{Error, Result};
 use tokio::runtime::{Builder, Runtime};
 
-/// From here on Ctrl-C and SIGTERM stop the server, and SIGHUP reads the key file again; `tell` gets a line for each. After
+/// From here on Ctrl-C and SIGTERM stop the server, and SIGHUP reads the files of keys and certificate again; `tell` gets a line for each. After
 /// a second Ctrl-C or SIGTERM `at_once` is called, which should end the process: what runs is not waited for.
 /// # Errors
 /// [`crate::Kind::Io`] when the system takes no handler or gives no thread.
@@ -26,10 +26,18 @@ pub fn watch(
                     tell("stopping; what runs may end");
                     stopper.stop();
                 }
-                Signal::Reload => match stopper.reload_keys() {
-                    Ok(n) => tell(&format!("keys read again: {n}")),
-                    Err(e) => tell(&format!("the keys stay as they were: {e}")),
-                },
+                Signal::Reload => {
+                    match stopper.reload_keys() {
+                        Ok(n) => tell(&format!("keys read again: {n}")),
+                        Err(e) => tell(&format!("the keys stay as they were: {e}")),
+                    }
+                    #[cfg(feature = "tls")]
+                    match stopper.reload_certificate() {
+                        Some(Ok(())) => tell("certificate read again"),
+                        Some(Err(e)) => tell(&format!("the certificate stays as it was: {e}")),
+                        None => (),
+                    }
+                }
             }
         }
     };

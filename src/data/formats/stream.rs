@@ -2,7 +2,7 @@
 
 use super::{DataError, read_error};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// How a file is packed, by the end of its name.
@@ -20,7 +20,7 @@ pub fn stream(path: &Path, packing: Packing) -> Result<Box<dyn BufRead>, DataErr
     let mut reader: Box<dyn BufRead> = match packing {
         Packing::None => Box::new(file),
         Packing::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-        Packing::Zstd => Box::new(BufReader::new(ZstdFrames { state: Some(Zstd::Between(file)) })),
+        Packing::Zstd => Box::new(BufReader::new(zstd::Decoder::with_buffer(file).map_err(cannot)?)),
     };
     let first = reader.fill_buf().map_err(|e| read_error(path, 0, &e))?;
     if first.starts_with(b"\xff\xfe") || first.starts_with(b"\xfe\xff") {
@@ -31,38 +31,4 @@ pub fn stream(path: &Path, packing: Packing) -> Result<Box<dyn BufRead>, DataErr
         reader.consume(3);
     }
     Ok(reader)
-}
-
-/// A zstd file is any number of frames, one after another.
-struct ZstdFrames {
-    state: Option<Zstd>,
-}
-
-enum Zstd {
-    Between(BufReader<File>),
-    Inside(Box<ruzstd::decoding::StreamingDecoder<BufReader<File>, ruzstd::decoding::FrameDecoder>>),
-}
-
-impl Read for ZstdFrames {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            match self.state.take() {
-                None => return Ok(0),
-                Some(Zstd::Between(mut file)) => {
-                    if file.fill_buf()?.is_empty() {
-                        return Ok(0);
-                    }
-                    let decoder = ruzstd::decoding::StreamingDecoder::new(file).map_err(std::io::Error::other)?;
-                    self.state = Some(Zstd::Inside(Box::new(decoder)));
-                }
-                Some(Zstd::Inside(mut decoder)) => match decoder.read(out)? {
-                    0 if !out.is_empty() => self.state = Some(Zstd::Between(decoder.into_inner())),
-                    n => {
-                        self.state = Some(Zstd::Inside(decoder));
-                        return Ok(n);
-                    }
-                },
-            }
-        }
-    }
 }

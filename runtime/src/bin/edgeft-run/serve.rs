@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
 use edgeft_runtime::server::memory::{MOST, PARALLEL};
-use edgeft_runtime::server::setup::{adapters, address, cannot_listen, load, read_keys, safe};
+use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, load, read_keys, safe};
 use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
@@ -62,8 +62,14 @@ pub fn serve(a: &Arguments) -> Result<()> {
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;
     server.ready()?;
-    let url = format!("http://{}", server.addr());
+    let url = server.url();
     print(a, &json!({"url": url, "model": name}), &format!("serving {name} at {url}"));
+    #[cfg(unix)]
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(e) = setup::notify_ready(&socket)
+    {
+        eprintln!("the service manager was not told: {e}");
+    }
     server.wait();
     Ok(())
 }
