@@ -58,6 +58,10 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ, VNNI.
     Avx512,
+    /// aarch64 with NEON, which all of them have.
+    Neon,
+    /// aarch64 with `sdot`, products of four bytes at once.
+    DotProd,
 }
 
 impl Level {
@@ -67,6 +71,8 @@ impl Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+            Self::DotProd => "dotprod",
         }
     }
 }
@@ -118,6 +124,15 @@ impl Kernels {
                 levels.push(Level::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if neon::Neon::detect().is_some() {
+                levels.push(Level::Neon);
+            }
+            if neon::DotProd::detect().is_some() {
+                levels.push(Level::DotProd);
+            }
+        }
         levels
     }
 
@@ -157,7 +172,21 @@ impl Kernels {
                     return cpu.rows(w, first, acts, out, scratch);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        match self.level {
+            Level::DotProd => {
+                if let Some(cpu) = neon::DotProd::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            Level::Neon => {
+                if let Some(cpu) = neon::Neon::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            _ => {}
         }
         scalar::rows(w, first, acts, out, scratch);
     }
@@ -176,7 +205,7 @@ impl Kernels {
                     return cpu.dot_f32(a, b);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
         }
         scalar::dot_f32(a, b)
     }
@@ -195,7 +224,11 @@ impl Kernels {
                     return cpu.attend(q, seen, scratch, out);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let (Level::DotProd | Level::Neon, Some(cpu)) = (self.level, neon::Neon::detect()) {
+            return cpu.attend(q, seen, scratch, out);
         }
         attention::attend(q, seen, scratch, out);
     }

@@ -1,0 +1,152 @@
+//! Blocks of 32 codes, four at a time.
+
+use std::arch::aarch64::*;
+
+use half::f16;
+
+use super::{Dot, Multiply, eight, floats, load_i16, load_u8, quad, tree, two};
+use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
+use crate::kernels::Matrix;
+use crate::kernels::acts::Acts;
+use crate::kernels::grid::Fours;
+use crate::kernels::scalar;
+
+/// Blocks of 32 codes as registers have them.
+pub(super) trait Block32: scalar::Block32 {
+    /// The code of a value of 0 (or, with [`scalar::Block32::MIN`], of the least one), as it is stored.
+    const ZERO: i16;
+    /// Whether codes as they are stored are below 32, and not signed.
+    const SMALL: bool;
+    /// Codes as they are stored, in order.
+    fn stored(&self) -> [int8x16_t; 2];
+    /// The scale, and the value of code 0 where there is one.
+    fn halves(&self) -> [f16; 2];
+}
+
+macro_rules! blocks {
+    ($($block:ty, $codes:ident - $zero:literal, $small:literal, $min:ident;)*) => { $(
+        impl Block32 for $block {
+            const ZERO: i16 = $zero;
+            const SMALL: bool = $small;
+            #[inline(always)]
+            fn stored(&self) -> [int8x16_t; 2] {
+                // SAFETY: only `meet` calls it, which is compiled for NEON.
+                unsafe { $codes(self) }
+            }
+            #[inline(always)]
+            fn halves(&self) -> [f16; 2] {
+                [self.d, self.$min]
+            }
+        }
+    )* };
+}
+blocks! {
+    BlockQ8_0, codes_q8_0 - 0, false, d;
+    BlockQ4_0, codes_q4_0 - 8, true, d;
+    BlockQ4_1, codes_q4_1 - 0, true, m;
+    BlockQ5_0, codes_q5_0 - 16, true, d;
+    BlockQ5_1, codes_q5_1 - 0, true, m;
+}
+
+impl<M: Multiply, B: Block32> Dot<M, B> {
+    /// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`, as far as `out` goes. Several weight
+    /// rows have sums that do not wait for each other.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn meet<const R: usize, const T: usize>(
+        self,
+        w: &Matrix,
+        row: usize,
+        acts: &Acts,
+        from: usize,
+        out: &mut [f32],
+    ) {
+        let rows = Fours::<B, R>::of(w, row);
+        let mut x = [Default::default(); T];
+        (0..T).for_each(|t| x[t] = acts.q8[from + t].fours());
+        let mut strands = [[vdupq_n_f32(0.0); T]; R];
+        for i in 0..rows.len() {
+            for r in 0..R {
+                let [a, b, c, d] = rows.at(r, i);
+                let w = [a.stored(), b.stored(), c.stored(), d.stored()];
+                let halves = |i: usize| quad([a.halves()[i], b.halves()[i], c.halves()[i], d.halves()[i]]);
+                let (scales, mins) = (halves(0), halves(1));
+                for t in 0..T {
+                    let (x_sums, x_scales) = (load_i16(&x[t].sums[i]), floats(&x[t].d[i]));
+                    let mut sums = self.cpu.blocks(B::SMALL, w, eight(&x[t].qs[i]));
+                    if B::ZERO != 0 {
+                        // Codes are too large by that, each.
+                        sums = vmlsl_s16(sums, x_sums, vdup_n_s16(B::ZERO));
+                    }
+                    let mut sums = vmulq_f32(vcvtq_f32_s32(sums), vmulq_f32(scales, x_scales));
+                    if B::MIN {
+                        let x_sums = vcvtq_f32_s32(vmovl_s16(x_sums));
+                        sums = vaddq_f32(sums, vmulq_f32(x_sums, vmulq_f32(mins, x_scales)));
+                    }
+                    strands[r][t] = vaddq_f32(strands[r][t], sums);
+                }
+            }
+        }
+        for r in 0..R {
+            for t in 0..T {
+                if let Some(out) = out.get_mut(r + t) {
+                    *out = tree(strands[r][t]);
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes_q8_0(w: &BlockQ8_0) -> [int8x16_t; 2] {
+    two(&w.qs)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes_q4_0(w: &BlockQ4_0) -> [int8x16_t; 2] {
+    nibbles(&w.qs).map(|codes| vreinterpretq_s8_u8(codes))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes_q4_1(w: &BlockQ4_1) -> [int8x16_t; 2] {
+    nibbles(&w.qs).map(|codes| vreinterpretq_s8_u8(codes))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes_q5_0(w: &BlockQ5_0) -> [int8x16_t; 2] {
+    fives(w.qh, &w.qs)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes_q5_1(w: &BlockQ5_1) -> [int8x16_t; 2] {
+    fives(w.qh, &w.qs)
+}
+
+/// Low nibbles of 16 bytes, then the high ones.
+#[inline]
+#[target_feature(enable = "neon")]
+fn nibbles(bytes: &[u8; 16]) -> [uint8x16_t; 2] {
+    let both = load_u8(bytes);
+    [vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8::<4>(both)]
+}
+
+/// Nibbles with the fifth bits of `qh`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn fives(qh: [u8; 4], qs: &[u8; 16]) -> [int8x16_t; 2] {
+    const BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    const BYTES: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
+    let (bits, bytes) = (load_u8(&BITS), load_u8(&BYTES));
+    let high = vreinterpretq_u8_u32(vdupq_n_u32(u32::from_le_bytes(qh)));
+    let [low, next] = nibbles(qs);
+    let five = |nibbles: uint8x16_t, bytes: uint8x16_t| {
+        let set = vtstq_u8(vqtbl1q_u8(high, bytes), bits);
+        vreinterpretq_s8_u8(vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16))))
+    };
+    [five(low, bytes), five(next, vaddq_u8(bytes, vdupq_n_u8(2)))]
+}
