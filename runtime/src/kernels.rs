@@ -147,11 +147,15 @@ impl Kernels {
         if let (Level::Avx512, Some(cpu)) = (self.level, avx512::Avx512::detect()) {
             return cpu.turn(ty, n);
         }
+        #[cfg(target_arch = "aarch64")]
+        if let (Level::DotProd, Some(cpu)) = (self.level, neon::DotProd::detect()) {
+            return cpu.turn(ty, n);
+        }
         let _ = (ty, n);
         None
     }
 
-    /// Floats of scratch for rows of `cols` weights: a row decoded, or eight of them in a panel.
+    /// Floats of scratch for rows of `cols` weights: a row decoded, or some of them in a panel.
     pub fn scratch(cols: usize) -> usize {
         4 * cols + 1024
     }

@@ -210,8 +210,8 @@ mod tests {
 
     #[test]
     fn tokens_together_are_tokens_alone() {
-        // More positions than a block, heads wider than the registers' part, a window that moves along.
-        let (d, group, positions, width) = (80, 3, 77, 160);
+        // More positions than a block, heads wider than the registers' part (and no multiple of eight), a window that moves along.
+        let (d, group, positions, width) = (84, 3, 77, 168);
         let value = |i: usize| ((i * 7919 % 1009) as f32 - 504.0) / 300.0;
         let halves: Vec<half::f16> = (0..positions * width).map(|i| half::f16::from_f32(value(i))).collect();
         let spans: Vec<(usize, usize)> = (0..5).map(|i| (10 * i, positions - 4 + i)).collect();
@@ -219,9 +219,12 @@ mod tests {
         let q: Vec<f32> = (0..spans.len() * stride).map(|i| value(i + 5)).collect();
         let rows = KvRows::F16(&halves);
         let seen = Seen { keys: rows, values: rows, spans: &spans, kv_head: 1, group, d, stride, width, scale: 0.1 };
+        let (mut plain, mut scratch) = (vec![0.0; q.len()], vec![0.0; seen.scratch()]);
+        attend(&q, &seen, &mut scratch, &mut plain);
         for level in Kernels::available() {
             let (mut out, mut scratch) = (vec![0.0; q.len()], vec![0.0; seen.scratch()]);
             Kernels { level }.attend(&q, &seen, &mut scratch, &mut out);
+            assert_eq!(out, plain, "{level:?}");
             for i in 0..spans.len() {
                 let mut alone = vec![0.0; group * d];
                 let seen = Seen { spans: &spans[i..=i], ..seen };

@@ -50,11 +50,11 @@ impl Avx2 {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
     match w.ty {
-        GgmlType::Q8_0 => grid!([dot_q8_0], w, first, acts, out),
-        GgmlType::Q4_0 => grid!([dot_q4_0], w, first, acts, out),
-        GgmlType::Q4_1 => grid!([dot_q4_1], w, first, acts, out),
-        GgmlType::Q5_0 => grid!([dot_q5_0], w, first, acts, out),
-        GgmlType::Q5_1 => grid!([dot_q5_1], w, first, acts, out),
+        GgmlType::Q8_0 => grid!(4, [dot_q8_0], w, first, acts, out),
+        GgmlType::Q4_0 => grid!(4, [dot_q4_0], w, first, acts, out),
+        GgmlType::Q4_1 => grid!(4, [dot_q4_1], w, first, acts, out),
+        GgmlType::Q5_0 => grid!(4, [dot_q5_0], w, first, acts, out),
+        GgmlType::Q5_1 => grid!(4, [dot_q5_1], w, first, acts, out),
         GgmlType::Q4_K => tiles!([dot_q4_k], w, first, acts, out),
         GgmlType::Q5_K => tiles!([dot_q5_k], w, first, acts, out),
         GgmlType::Q6_K => tiles!([dot_q6_k], w, first, acts, out),

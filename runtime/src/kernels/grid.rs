@@ -47,21 +47,21 @@ impl<'a, B: AnyBitPattern, const R: usize> Fours<'a, B, R> {
     }
 }
 
-/// Calls `$dot` for all rows of weights, four at a time, and the one row of activations.
-macro_rules! fours {
-    ([$($dot:tt)+], $w:ident, $first:ident, $acts:ident, $out:ident) => {
-        (0..$out.len()).step_by(4).for_each(|r| $($dot)+::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
+/// Calls `$dot` for all rows of weights, `$rows` at a time, and the one row of activations.
+macro_rules! column {
+    ($rows:literal, [$($dot:tt)+], $w:ident, $first:ident, $acts:ident, $out:ident) => {
+        (0..$out.len()).step_by($rows).for_each(|r| $($dot)+::<$rows, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
     };
 }
-pub(super) use fours;
+pub(super) use column;
 
 /// The same of any number of rows of activations, of which several meet one row of weights at a time.
 macro_rules! grid {
-    ([$($dot:tt)+], $w:ident, $first:ident, $acts:ident, $out:ident) => {{
+    ($rows:literal, [$($dot:tt)+], $w:ident, $first:ident, $acts:ident, $out:ident) => {{
         const TILE: usize = $crate::kernels::scalar::TILE;
         let n = $acts.n;
         if n == 1 {
-            return $crate::kernels::grid::fours!([$($dot)+], $w, $first, $acts, $out);
+            return $crate::kernels::grid::column!($rows, [$($dot)+], $w, $first, $acts, $out);
         }
         for from in (0..n).step_by(TILE) {
             for (r, out) in $out.chunks_mut(n).enumerate() {
@@ -90,3 +90,23 @@ macro_rules! tiles {
     };
 }
 pub(super) use tiles;
+
+/// Calls `$store` with what `$body` makes of a panel of weight rows and each tile of activation rows, and then of those that are
+/// left over, one by one.
+macro_rules! panels {
+    ($store:ident, $acts:ident, $codes:expr, $out:ident, |$x:ident| $body:expr) => {
+        let mut from = 0;
+        while from + 4 <= $acts.n {
+            let four = &$codes[from..from + 4];
+            let $x: [&Codes; 4] = [&four[0], &four[1], &four[2], &four[3]];
+            $store($body, $acts.n, from, $out);
+            from += 4;
+        }
+        while from < $acts.n {
+            let $x = [&$codes[from]];
+            $store($body, $acts.n, from, $out);
+            from += 1;
+        }
+    };
+}
+pub(super) use panels;

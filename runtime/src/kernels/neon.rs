@@ -13,6 +13,7 @@
 //! beside each other; asking memory ahead needs a CPU to find the distance on.
 
 mod blocks;
+mod panels;
 mod shares;
 
 use std::arch::aarch64::*;
@@ -23,7 +24,7 @@ use std::marker::PhantomData;
 use half::f16;
 
 use super::Matrix;
-use super::acts::Acts;
+use super::acts::{Acts, Turn};
 use super::attention::{self, Seen};
 use super::grid::{grid, tiles};
 use super::scalar;
@@ -68,7 +69,35 @@ impl DotProd {
     /// See [`super::Kernels::rows`].
     pub fn rows(self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
         // SAFETY: `Self` exists only after `detect` saw NEON too.
-        unsafe { rows(self, w, first, acts, out, scratch) }
+        unsafe {
+            match panels::turn(w.ty, acts.n) {
+                Some(_) => panels::rows(self, w, first, acts, out, scratch),
+                None => rows(self, w, first, acts, out, scratch),
+            }
+        }
+    }
+
+    /// See [`super::Kernels::turn`].
+    pub fn turn(self, ty: GgmlType, n: usize) -> Turn {
+        panels::turn(ty, n)
+    }
+
+    /// Adds the products of each four bytes. The compiler's own function for it is not stable yet.
+    #[inline(always)]
+    fn add_products(self, mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: registers in, a register out, and `Self` exists only after `detect` saw `sdot`. The first line lets the
+        // assembler take the second one wherever it ends up.
+        unsafe {
+            asm!(
+                ".arch_extension dotprod",
+                "sdot {sums:v}.4s, {w:v}.16b, {x:v}.16b",
+                sums = inout(vreg) sums,
+                w = in(vreg) w,
+                x = in(vreg) x,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sums
     }
 }
 
@@ -98,36 +127,32 @@ impl Multiply for Neon {
 impl Multiply for DotProd {
     #[inline(always)]
     fn blocks(self, _: bool, w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t {
-        // SAFETY: `Self` exists only after `detect` saw NEON and `sdot`.
-        unsafe { fold([0, 1, 2, 3].map(|i| sdot(sdot(vdupq_n_s32(0), w[i][0], x[i][0]), w[i][1], x[i][1]))) }
+        // SAFETY: `Self` exists only after `detect` saw NEON.
+        unsafe {
+            let first = |i: usize| self.add_products(vdupq_n_s32(0), w[i][0], x[i][0]);
+            let of = |i: usize| self.add_products(first(i), w[i][1], x[i][1]);
+            fold([of(0), of(1), of(2), of(3)])
+        }
     }
 
     #[inline(always)]
     fn sixteens(self, w: [int8x16_t; 4], x: [int8x16_t; 4]) -> int32x4_t {
         // SAFETY: as above.
-        unsafe { fold([0, 1, 2, 3].map(|i| sdot(vdupq_n_s32(0), w[i], x[i]))) }
+        unsafe {
+            let of = |i: usize| self.add_products(vdupq_n_s32(0), w[i], x[i]);
+            fold([of(0), of(1), of(2), of(3)])
+        }
     }
 }
 
-/// Adds the products of each four bytes. The compiler's own function for it is not stable yet.
-///
-/// # Safety
-/// The CPU has `sdot`.
-#[inline(always)]
-unsafe fn sdot(mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: registers in, a register out, nothing else; the CPU has it, says the caller. The first line lets the assembler
-    // take the second one, wherever it ends up.
-    unsafe {
-        asm!(
-            ".arch_extension dotprod",
-            "sdot {sums:v}.4s, {w:v}.16b, {x:v}.16b",
-            sums = inout(vreg) sums,
-            w = in(vreg) w,
-            x = in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
+/// The same codes, without what the compiler knows of them: where it sees that they are not negative, it widens them as such,
+/// finds no product of the two kinds, and narrows them again.
+#[inline]
+#[target_feature(enable = "neon")]
+fn forget(mut codes: int8x16_t) -> int8x16_t {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0:v} */", inout(vreg) codes, options(pure, nomem, nostack, preserves_flags)) };
+    codes
 }
 
 /// Pairs of products, 16 bits: at most 2 * 128 * 127.
@@ -149,8 +174,9 @@ fn wide_blocks(w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t {
 #[target_feature(enable = "neon")]
 fn small_blocks(w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t {
     let of = |i: usize| {
-        let four = vmlal_s8(pairs(w[i][0], x[i][0]), vget_low_s8(w[i][1]), vget_low_s8(x[i][1]));
-        vmlal_high_s8(four, w[i][1], x[i][1])
+        let (a, b) = (forget(w[i][0]), forget(w[i][1]));
+        let four = vmlal_s8(pairs(a, x[i][0]), vget_low_s8(b), vget_low_s8(x[i][1]));
+        vmlal_high_s8(four, b, x[i][1])
     };
     vpaddq_s32(vpaddlq_s16(vpaddq_s16(of(0), of(1))), vpaddlq_s16(vpaddq_s16(of(2), of(3))))
 }
@@ -203,7 +229,7 @@ impl<M: Multiply, B> Dot<M, B> {
 impl<M: Multiply, B: blocks::Block32> Dot<M, B> {
     #[target_feature(enable = "neon")]
     fn blocks(self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32]) {
-        grid!([self.meet], w, first, acts, out)
+        grid!(2, [self.meet], w, first, acts, out)
     }
 }
 
@@ -220,9 +246,9 @@ fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         let (eights, rest) = halves.as_chunks::<8>();
         let (wide, last) = floats.as_chunks_mut::<8>();
         for (eight, wide) in eights.iter().zip(wide) {
-            let [low, high] = floats_of(load_halves(bytemuck::cast_ref(eight)));
-            store(low, &mut wide.as_chunks_mut().0[0]);
-            store(high, &mut wide.as_chunks_mut().0[1]);
+            let [low, high] = floats_of(load(eight));
+            put(low, &mut wide.as_chunks_mut().0[0]);
+            put(high, &mut wide.as_chunks_mut().0[1]);
         }
         attention::unpack_halves(rest, last);
     });
@@ -230,9 +256,18 @@ fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn load(codes: &[i8; 16]) -> int8x16_t {
-    // SAFETY: the reference makes 16 bytes readable, and the load needs no alignment.
-    unsafe { vld1q_s8(codes.as_ptr()) }
+fn load<T: bytemuck::Pod>(values: &T) -> int8x16_t {
+    const { assert!(size_of::<T>() == 16) };
+    // SAFETY: the reference makes 16 bytes readable, any bytes are a register, and the load needs no alignment.
+    unsafe { vld1q_s8((&raw const *values).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn store<T: bytemuck::Pod>(register: int8x16_t, out: &mut T) {
+    const { assert!(size_of::<T>() == 16) };
+    // SAFETY: as in `load`, of 16 writable bytes.
+    unsafe { vst1q_s8((&raw mut *out).cast(), register) };
 }
 
 /// Two registers of codes.
@@ -253,35 +288,40 @@ fn eight(codes: &[[i8; 32]; 4]) -> [[int8x16_t; 2]; 4] {
 #[inline]
 #[target_feature(enable = "neon")]
 fn load_u8(bytes: &[u8; 16]) -> uint8x16_t {
-    vreinterpretq_u8_s8(load(bytemuck::cast_ref(bytes)))
+    vreinterpretq_u8_s8(load(bytes))
 }
 
+/// Low nibbles of 16 bytes, and the high ones.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_halves(halves: &[u16; 8]) -> uint16x8_t {
-    // SAFETY: as in `load`.
-    unsafe { vld1q_u16(halves.as_ptr()) }
+fn nibbles(bytes: &[u8; 16]) -> [uint8x16_t; 2] {
+    let both = load_u8(bytes);
+    [vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8::<4>(both)]
+}
+
+/// Codes as they are: below 128 both kinds of bytes say the same.
+#[inline]
+#[target_feature(enable = "neon")]
+fn signed([a, b]: [uint8x16_t; 2]) -> [int8x16_t; 2] {
+    [vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b)]
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn load_i16(sums: &[i16; 4]) -> int16x4_t {
-    // SAFETY: as in `load`, of 8 bytes.
-    unsafe { vld1_s16(sums.as_ptr()) }
+    vcreate_s16(bytemuck::cast(*sums))
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn floats(x: &[f32; 4]) -> float32x4_t {
-    // SAFETY: as in `load`.
-    unsafe { vld1q_f32(x.as_ptr()) }
+    vreinterpretq_f32_s8(load(x))
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn store(x: float32x4_t, out: &mut [f32; 4]) {
-    // SAFETY: `out` is 16 writable bytes.
-    unsafe { vst1q_f32(out.as_mut_ptr(), x) };
+fn put(x: float32x4_t, out: &mut [f32; 4]) {
+    store(vreinterpretq_s8_f32(x), out);
 }
 
 /// Sums as the plain loops keep and add them.
@@ -289,15 +329,15 @@ fn store(x: float32x4_t, out: &mut [f32; 4]) {
 #[target_feature(enable = "neon")]
 fn tree(strands: float32x4_t) -> f32 {
     let mut out = [0.0; scalar::STRANDS];
-    store(strands, &mut out);
+    put(strands, &mut out);
     scalar::tree(out)
 }
 
 /// Eight halves as floats.
 #[inline]
 #[target_feature(enable = "neon")]
-fn floats_of(halves: uint16x8_t) -> [float32x4_t; 2] {
-    let halves = vreinterpretq_f16_u16(halves);
+fn floats_of(halves: int8x16_t) -> [float32x4_t; 2] {
+    let halves = vreinterpretq_f16_s8(halves);
     [vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves)]
 }
 
@@ -341,10 +381,13 @@ macro_rules! dot_of_floats {
 }
 
 dot_of_floats!(dot_f16, GgmlType::F16, 2, |chunk: &[u8; 32]| {
-    let halves = chunk.as_chunks::<16>().0;
-    let [[a, b], [c, d]] = [0, 1].map(|i| floats_of(vreinterpretq_u16_u8(load_u8(&halves[i]))));
+    let eights = chunk.as_chunks::<16>().0;
+    let of = |i: usize| floats_of(load(&eights[i]));
+    let ([a, b], [c, d]) = (of(0), of(1));
     [a, b, c, d]
 });
 dot_of_floats!(dot_f32, GgmlType::F32, 4, |chunk: &[u8; 64]| {
-    [0, 1, 2, 3].map(|i| vreinterpretq_f32_u8(load_u8(&chunk.as_chunks::<16>().0[i])))
+    let fours = chunk.as_chunks::<16>().0;
+    let of = |i: usize| vreinterpretq_f32_s8(load(&fours[i]));
+    [of(0), of(1), of(2), of(3)]
 });

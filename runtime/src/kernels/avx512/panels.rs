@@ -12,13 +12,11 @@ use crate::kernels::acts::{Acts, Codes};
 use crate::kernels::avx2::{
     codes_q4_0, codes_q4_1, codes_q4_k, codes_q5_0, codes_q5_1, codes_q5_k, codes_q6_k, codes_q8_0, quad,
 };
+use crate::kernels::grid::panels;
 use crate::kernels::scalar;
 
 /// Weight rows of a panel: two registers of four.
 const ROWS: usize = 8;
-/// Activation rows that meet a panel's line while it is in a register.
-const TILE: usize = 4;
-
 /// A register of a panel.
 type Line = [f32; 16];
 
@@ -42,24 +40,6 @@ pub(super) fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scrat
             _ => sixteens(rows, acts, out, panel),
         }
     }
-}
-
-/// Stores what `$body` makes of all activation rows, `TILE` at a time and then one by one.
-macro_rules! tiles {
-    ($acts:ident, $codes:expr, $out:ident, |$x:ident| $body:expr) => {
-        let mut from = 0;
-        while from + TILE <= $acts.n {
-            let four = &$codes[from..from + TILE];
-            let $x: [&Codes; TILE] = [&four[0], &four[1], &four[2], &four[3]];
-            store($body, $acts.n, from, $out);
-            from += TILE;
-        }
-        while from < $acts.n {
-            let $x = [&$codes[from]];
-            store($body, $acts.n, from, $out);
-            from += 1;
-        }
-    };
 }
 
 /// Adds up the strands: quarter `r` of register `half` is row `4 * half + r`.
@@ -223,7 +203,7 @@ fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32],
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8, out, |x| multiply_blocks::<B, _>(panel, x));
+    panels!(store, acts, acts.q8, out, |x| multiply_blocks::<B, _>(panel, x));
 }
 
 #[inline]
@@ -316,7 +296,7 @@ fn shares<B: Block256>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32]
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8k, out, |x| multiply_shares(panel, x));
+    panels!(store, acts, acts.q8k, out, |x| multiply_shares(panel, x));
 }
 
 #[inline]
@@ -389,7 +369,7 @@ fn sixteens(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &m
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8k, out, |x| multiply_sixteens(panel, x));
+    panels!(store, acts, acts.q8k, out, |x| multiply_sixteens(panel, x));
 }
 
 #[inline]

@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use half::f16;
 
-use super::{Dot, Multiply, eight, floats, load_i16, load_u8, quad, tree, two};
+use super::{Dot, Multiply, eight, floats, load_i16, load_u8, nibbles, quad, signed, tree, two};
 use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 use crate::kernels::Matrix;
 use crate::kernels::acts::Acts;
@@ -30,7 +30,7 @@ macro_rules! blocks {
             const SMALL: bool = $small;
             #[inline(always)]
             fn stored(&self) -> [int8x16_t; 2] {
-                // SAFETY: only `meet` calls it, which is compiled for NEON.
+                // SAFETY: only `meet` and the panels call it, which are compiled for NEON.
                 unsafe { $codes(self) }
             }
             #[inline(always)]
@@ -46,6 +46,14 @@ blocks! {
     BlockQ4_1, codes_q4_1 - 0, true, m;
     BlockQ5_0, codes_q5_0 - 16, true, d;
     BlockQ5_1, codes_q5_1 - 0, true, m;
+}
+
+/// Scales of four blocks, and their values of code 0 where there are some.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn halves_of<B: Block32>([a, b, c, d]: &[B; 4]) -> [float32x4_t; 2] {
+    let of = |i: usize| quad([a.halves()[i], b.halves()[i], c.halves()[i], d.halves()[i]]);
+    [of(0), of(1)]
 }
 
 impl<M: Multiply, B: Block32> Dot<M, B> {
@@ -67,10 +75,9 @@ impl<M: Multiply, B: Block32> Dot<M, B> {
         let mut strands = [[vdupq_n_f32(0.0); T]; R];
         for i in 0..rows.len() {
             for r in 0..R {
-                let [a, b, c, d] = rows.at(r, i);
-                let w = [a.stored(), b.stored(), c.stored(), d.stored()];
-                let halves = |i: usize| quad([a.halves()[i], b.halves()[i], c.halves()[i], d.halves()[i]]);
-                let (scales, mins) = (halves(0), halves(1));
+                let four = rows.at(r, i);
+                let w = [four[0].stored(), four[1].stored(), four[2].stored(), four[3].stored()];
+                let [scales, mins] = halves_of(four);
                 for t in 0..T {
                     let (x_sums, x_scales) = (load_i16(&x[t].sums[i]), floats(&x[t].d[i]));
                     let mut sums = self.cpu.blocks(B::SMALL, w, eight(&x[t].qs[i]));
@@ -106,13 +113,13 @@ fn codes_q8_0(w: &BlockQ8_0) -> [int8x16_t; 2] {
 #[inline]
 #[target_feature(enable = "neon")]
 fn codes_q4_0(w: &BlockQ4_0) -> [int8x16_t; 2] {
-    nibbles(&w.qs).map(|codes| vreinterpretq_s8_u8(codes))
+    signed(nibbles(&w.qs))
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn codes_q4_1(w: &BlockQ4_1) -> [int8x16_t; 2] {
-    nibbles(&w.qs).map(|codes| vreinterpretq_s8_u8(codes))
+    signed(nibbles(&w.qs))
 }
 
 #[inline]
@@ -127,14 +134,6 @@ fn codes_q5_1(w: &BlockQ5_1) -> [int8x16_t; 2] {
     fives(w.qh, &w.qs)
 }
 
-/// Low nibbles of 16 bytes, then the high ones.
-#[inline]
-#[target_feature(enable = "neon")]
-fn nibbles(bytes: &[u8; 16]) -> [uint8x16_t; 2] {
-    let both = load_u8(bytes);
-    [vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8::<4>(both)]
-}
-
 /// Nibbles with the fifth bits of `qh`.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -146,7 +145,7 @@ fn fives(qh: [u8; 4], qs: &[u8; 16]) -> [int8x16_t; 2] {
     let [low, next] = nibbles(qs);
     let five = |nibbles: uint8x16_t, bytes: uint8x16_t| {
         let set = vtstq_u8(vqtbl1q_u8(high, bytes), bits);
-        vreinterpretq_s8_u8(vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16))))
+        vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16)))
     };
-    [five(low, bytes), five(next, vaddq_u8(bytes, vdupq_n_u8(2)))]
+    signed([five(low, bytes), five(next, vaddq_u8(bytes, vdupq_n_u8(2)))])
 }

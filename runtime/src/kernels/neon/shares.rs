@@ -3,7 +3,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Dot, Multiply, eight, load, load_u8, quad, tree};
+use super::{Dot, Multiply, eight, load, load_u8, nibbles, quad, signed, tree};
 use crate::format::block::{BlockQ4K, BlockQ5K, BlockQ6K};
 use crate::kernels::acts::{Acts, Codes};
 use crate::kernels::scalar;
@@ -23,7 +23,7 @@ macro_rules! quarters {
         impl Block256 for $block {
             #[inline(always)]
             fn quarter(&self, quarter: usize) -> [[int8x16_t; 2]; 2] {
-                // SAFETY: only `meet_shares` calls it, which is compiled for NEON.
+                // SAFETY: only `meet_shares` and the panels call it, which are compiled for NEON.
                 unsafe { $codes(self, quarter) }
             }
             #[inline(always)]
@@ -52,11 +52,7 @@ impl<M: Multiply, B: Block256> Dot<M, B> {
         let x: [&Codes; T] = std::array::from_fn(|t| &acts.q8k[from + t]);
         let mut strands = [vdupq_n_f32(0.0); T];
         for (b, w) in blocks.iter().enumerate() {
-            let (scales, mins) = scalar::scales_mins(w.packed());
-            let words = |bytes: u64| vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(bytes)));
-            let (scales, mins) = (words(scales), words(mins));
-            let scales = [vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)];
-            let halves = w.halves();
+            let (scales, mins, halves) = (scales_of(w), mins_of(w), w.halves());
             let mut sums = [vdupq_n_s32(0); T];
             for half in 0..2 {
                 let ([a, b2], [c, d]) = (w.quarter(2 * half), w.quarter(2 * half + 1));
@@ -69,11 +65,7 @@ impl<M: Multiply, B: Block256> Dot<M, B> {
             for t in 0..T {
                 let scale = vmulq_n_f32(halves, x[t].d[b]);
                 let sum = vmulq_laneq_f32::<0>(vcvtq_f32_s32(sums[t]), scale);
-                // Neighbours share a strand.
-                let x_sums = load_words(&x[t].sums.as_chunks().0[b]);
-                let low = vmull_s16(vget_low_s16(mins), vget_low_s16(x_sums));
-                let min = vcvtq_f32_s32(vpaddq_s32(low, vmull_high_s16(mins, x_sums)));
-                let min = vmulq_laneq_f32::<1>(min, scale);
+                let min = vmulq_laneq_f32::<1>(vcvtq_f32_s32(neighbours(mins, &x[t].sums.as_chunks().0[b])), scale);
                 strands[t] = vsubq_f32(vaddq_f32(strands[t], sum), min);
             }
         }
@@ -81,37 +73,59 @@ impl<M: Multiply, B: Block256> Dot<M, B> {
     }
 }
 
+/// Scales of each four shares.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_words(sums: &[i16; 8]) -> int16x8_t {
-    vreinterpretq_s16_s8(load(bytemuck::cast_ref(sums)))
+pub(super) fn scales_of<B: Block256>(w: &B) -> [int32x4_t; 2] {
+    let words = words_of(scalar::scales_mins(w.packed()).0);
+    [vmovl_s16(vget_low_s16(words)), vmovl_high_s16(words)]
 }
 
-/// A quarter's 32 bytes.
+/// Mins of the eight shares.
 #[inline]
 #[target_feature(enable = "neon")]
-fn nibbles(qs: &[u8; 128], quarter: usize) -> [[uint8x16_t; 2]; 2] {
-    let qs = qs.as_chunks::<16>().0;
-    let both = [load_u8(&qs[2 * quarter]), load_u8(&qs[2 * quarter + 1])];
-    [both.map(|both| vandq_u8(both, vdupq_n_u8(15))), both.map(|both| vshrq_n_u8::<4>(both))]
+pub(super) fn mins_of<B: Block256>(w: &B) -> int16x8_t {
+    words_of(scalar::scales_mins(w.packed()).1)
+}
+
+/// Eight bytes as words of 16 bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn words_of(bytes: u64) -> int16x8_t {
+    vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(bytes)))
+}
+
+/// Mins times the sums of activations: those of two neighbours are of one strand.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn neighbours(mins: int16x8_t, x_sums: &[i16; 8]) -> int32x4_t {
+    let x_sums = vreinterpretq_s16_s8(load(x_sums));
+    vpaddq_s32(vmull_s16(vget_low_s16(mins), vget_low_s16(x_sums)), vmull_high_s16(mins, x_sums))
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn codes_q4_k(w: &BlockQ4K, quarter: usize) -> [[int8x16_t; 2]; 2] {
-    nibbles(&w.qs, quarter).map(|two| two.map(|codes| vreinterpretq_s8_u8(codes)))
+    let qs = &w.qs.as_chunks::<16>().0.as_chunks::<2>().0[quarter];
+    let ([low, high], [low2, high2]) = (nibbles(&qs[0]), nibbles(&qs[1]));
+    [signed([low, low2]), signed([high, high2])]
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn codes_q5_k(w: &BlockQ5K, quarter: usize) -> [[int8x16_t; 2]; 2] {
-    let nibbles = nibbles(&w.qs, quarter);
-    let high = w.qh.as_chunks::<16>().0;
-    let of = |half: usize, i: usize| {
-        let set = vtstq_u8(load_u8(&high[i]), vdupq_n_u8(1 << (2 * quarter + half)));
-        vreinterpretq_s8_u8(vorrq_u8(nibbles[half][i], vandq_u8(set, vdupq_n_u8(16))))
+    let qs = &w.qs.as_chunks::<16>().0.as_chunks::<2>().0[quarter];
+    let fives = w.qh.as_chunks::<16>().0;
+    let with_fifth = |nibbles: uint8x16_t, i: usize, bit: u8| {
+        let set = vtstq_u8(load_u8(&fives[i]), vdupq_n_u8(bit));
+        vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16)))
     };
-    [[of(0, 0), of(0, 1)], [of(1, 0), of(1, 1)]]
+    let ([low, high], [low2, high2]) = (nibbles(&qs[0]), nibbles(&qs[1]));
+    let (bit, next) = (1 << (2 * quarter), 2 << (2 * quarter));
+    [
+        signed([with_fifth(low, 0, bit), with_fifth(low2, 1, bit)]),
+        signed([with_fifth(high, 0, next), with_fifth(high2, 1, next)]),
+    ]
 }
 
 impl<M: Multiply> Dot<M, BlockQ6K> {
@@ -124,21 +138,16 @@ impl<M: Multiply> Dot<M, BlockQ6K> {
         let mut strands = [vdupq_n_f32(0.0); T];
         for (b, w) in blocks.iter().enumerate() {
             let d = quad([w.d; 4]);
-            let scales = load(&w.scales);
-            let (low, high) = (vmovl_s8(vget_low_s8(scales)), vmovl_high_s8(scales));
-            let scales = [
-                vmovl_s16(vget_low_s16(low)),
-                vmovl_high_s16(low),
-                vmovl_s16(vget_low_s16(high)),
-                vmovl_high_s16(high),
-            ];
+            let scales = scales_q6_k(w);
             let mut sums = [vdupq_n_s32(0); T];
-            for quarter in 0..4 {
-                let codes = codes_q6_k(w, quarter);
+            for half in 0..2 {
+                let codes = codes_q6_k(w, half);
                 for t in 0..T {
-                    let qs = &x[t].qs.as_chunks::<16>().0.as_chunks::<4>().0[4 * b + quarter];
-                    let qs = [load(&qs[0]), load(&qs[1]), load(&qs[2]), load(&qs[3])];
-                    sums[t] = vmlaq_s32(sums[t], self.cpu.sixteens(codes, qs), scales[quarter]);
+                    let qs: &[[[i8; 16]; 4]; 2] = &x[t].qs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks().0[2 * b + half];
+                    for i in 0..2 {
+                        let qs = [load(&qs[i][0]), load(&qs[i][1]), load(&qs[i][2]), load(&qs[i][3])];
+                        sums[t] = vmlaq_s32(sums[t], self.cpu.sixteens(codes[i], qs), scales[2 * half + i]);
+                    }
                 }
             }
             for t in 0..T {
@@ -150,24 +159,29 @@ impl<M: Multiply> Dot<M, BlockQ6K> {
     }
 }
 
-/// Signed codes of 64 values.
+/// Scales of each four shares.
 #[inline]
 #[target_feature(enable = "neon")]
-fn codes_q6_k(w: &BlockQ6K, quarter: usize) -> [int8x16_t; 4] {
-    let (half, second) = (quarter / 2, quarter % 2 == 1);
-    let (low, high) = (&w.ql.as_chunks::<16>().0[4 * half..][..4], &w.qh.as_chunks::<16>().0[2 * half..][..2]);
-    // The first 64 of a half take the low nibbles and bits 0..4 of `qh`, the second 64 the high nibbles and bits 4..8.
-    let of = |i: usize| {
-        let (low, high) = (load_u8(&low[i]), load_u8(&high[i % 2]));
-        let low = if second { vshrq_n_u8::<4>(low) } else { vandq_u8(low, vdupq_n_u8(15)) };
-        let high = match (second, i / 2) {
-            (false, 0) => vshlq_n_u8::<4>(high),
-            (false, _) => vshlq_n_u8::<2>(high),
-            (true, 0) => high,
-            (true, _) => vshrq_n_u8::<2>(high),
-        };
+pub(super) fn scales_q6_k(w: &BlockQ6K) -> [int32x4_t; 4] {
+    let bytes = load(&w.scales);
+    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+    [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
+}
+
+/// Signed codes of twice 64 values.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn codes_q6_k(w: &BlockQ6K, half: usize) -> [[int8x16_t; 4]; 2] {
+    let qh = &w.qh.as_chunks::<16>().0.as_chunks::<2>().0[half];
+    let [a, b, c, d] = &w.ql.as_chunks::<16>().0.as_chunks::<4>().0[half];
+    let high = [load_u8(&qh[0]), load_u8(&qh[1])];
+    let join = |low: uint8x16_t, high: uint8x16_t| {
         let code = vorrq_u8(low, vandq_u8(high, vdupq_n_u8(0x30)));
         vsubq_s8(vreinterpretq_s8_u8(code), vdupq_n_s8(32))
     };
-    [of(0), of(1), of(2), of(3)]
+    // The first 64 take the low nibbles and bits 0..4 of `qh`, the second 64 the high nibbles and bits 4..8.
+    let ([a, a2], [b, b2], [c, c2], [d, d2]) = (nibbles(a), nibbles(b), nibbles(c), nibbles(d));
+    let bits = |i: usize| (vshlq_n_u8::<4>(high[i]), vshlq_n_u8::<2>(high[i]), high[i], vshrq_n_u8::<2>(high[i]));
+    let ((e, f, e2, f2), (g, h, g2, h2)) = (bits(0), bits(1));
+    [[join(a, e), join(b, g), join(c, f), join(d, h)], [join(a2, e2), join(b2, g2), join(c2, f2), join(d2, h2)]]
 }
