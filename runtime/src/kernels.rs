@@ -11,11 +11,11 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod exp;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod grid;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod scalar;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tiles;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;

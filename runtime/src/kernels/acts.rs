@@ -42,13 +42,13 @@ pub struct Fours<'a> {
 }
 
 impl Codes {
-    /// Blocks of 32 by fours.
+    /// Some fours of blocks of 32.
     #[inline(always)]
-    pub fn fours(&self) -> Fours<'_> {
+    pub fn fours(&self, some: std::ops::Range<usize>) -> Fours<'_> {
         Fours {
-            qs: self.qs.as_chunks::<32>().0.as_chunks::<4>().0,
-            sums: self.sums.as_chunks::<4>().0,
-            d: self.d.as_chunks::<4>().0,
+            qs: &self.qs.as_chunks::<32>().0.as_chunks::<4>().0[some.clone()],
+            sums: &self.sums.as_chunks::<4>().0[some.clone()],
+            d: &self.d.as_chunks::<4>().0[some],
         }
     }
 

@@ -11,8 +11,8 @@ use super::Matrix;
 use super::acts::Acts;
 use super::attention::{self, Seen};
 use super::avx2;
-use super::grid::{grid, tiles};
-use super::scalar;
+use super::scalar::{self, TILE};
+use super::tiles::tiles;
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 pub(super) use shares::{codes_q4_k, codes_q5_k, codes_q6_k, dot_q4_k, dot_q5_k, dot_q6_k};
@@ -50,11 +50,11 @@ impl Avx2 {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
     match w.ty {
-        GgmlType::Q8_0 => grid!(4, [dot_q8_0], w, first, acts, out),
-        GgmlType::Q4_0 => grid!(4, [dot_q4_0], w, first, acts, out),
-        GgmlType::Q4_1 => grid!(4, [dot_q4_1], w, first, acts, out),
-        GgmlType::Q5_0 => grid!(4, [dot_q5_0], w, first, acts, out),
-        GgmlType::Q5_1 => grid!(4, [dot_q5_1], w, first, acts, out),
+        GgmlType::Q8_0 => grid!(dot_q8_0, w, first, acts, out),
+        GgmlType::Q4_0 => grid!(dot_q4_0, w, first, acts, out),
+        GgmlType::Q4_1 => grid!(dot_q4_1, w, first, acts, out),
+        GgmlType::Q5_0 => grid!(dot_q5_0, w, first, acts, out),
+        GgmlType::Q5_1 => grid!(dot_q5_1, w, first, acts, out),
         GgmlType::Q4_K => tiles!([dot_q4_k], w, first, acts, out),
         GgmlType::Q5_K => tiles!([dot_q5_k], w, first, acts, out),
         GgmlType::Q6_K => tiles!([dot_q6_k], w, first, acts, out),
@@ -184,14 +184,22 @@ macro_rules! dot_of_blocks {
         #[inline]
         #[target_feature(enable = $features)]
         fn $name<const R: usize, const T: usize>(w: &Matrix, row: usize, acts: &Acts, from: usize, out: &mut [f32]) {
-            let rows = $crate::kernels::grid::Fours::<$block, R>::of(w, row);
-            let ahead = avx2::ahead(rows.bytes());
+            let (mut fours, mut lasts) = ([&[][..]; R], [[<$block as bytemuck::Zeroable>::zeroed(); 4]; R]);
+            let mut some_last = false;
+            for r in 0..R {
+                let (four, last) = $crate::kernels::tiles::fours::<$block>(w.row((row + r).min(w.rows - 1)));
+                fours[r] = four;
+                some_last = last.is_some();
+                last.into_iter().for_each(|last| lasts[r] = last);
+            }
+            let ahead = avx2::ahead(R * fours[0].len() * size_of::<[$block; 4]>());
+            let n = fours[0].len();
             let mut x = [Default::default(); T];
-            (0..T).for_each(|t| x[t] = acts.q8[from + t].fours());
+            (0..T).for_each(|t| x[t] = acts.q8[from + t].fours(0..n + usize::from(some_last)));
             let mut strands = [[_mm_setzero_ps(); T]; R];
-            for i in 0..rows.len() {
+            for i in 0..n + usize::from(some_last) {
                 for r in 0..R {
-                    let four = rows.at(r, i);
+                    let four = if i < n { &fours[r][i] } else { &lasts[r] };
                     if T == 1 {
                         avx2::fetch(four, ahead);
                     }
@@ -223,6 +231,34 @@ macro_rules! dot_of_blocks {
     };
 }
 pub(super) use dot_of_blocks;
+
+/// Calls `$dot` for all rows of weights, four at a time, and the one row of activations.
+macro_rules! fours {
+    ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {
+        (0..$out.len()).step_by(4).for_each(|r| $dot::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
+    };
+}
+pub(super) use fours;
+
+/// The same of any number of rows of activations, of which several meet one row of weights at a time.
+macro_rules! grid {
+    ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {{
+        let n = $acts.n;
+        if n == 1 {
+            return fours!($dot, $w, $first, $acts, $out);
+        }
+        for from in (0..n).step_by(TILE) {
+            for (r, out) in $out.chunks_mut(n).enumerate() {
+                if from + TILE <= n {
+                    $dot::<1, TILE>($w, $first + r, $acts, from, &mut out[from..]);
+                } else {
+                    (from..n).for_each(|t| $dot::<1, 1>($w, $first + r, $acts, t, &mut out[t..]));
+                }
+            }
+        }
+    }};
+}
+use grid;
 
 /// What memory takes time to bring: 4 KiB at 20 GB/s are 200 ns.
 const AHEAD: usize = 4096;

@@ -10,8 +10,8 @@ use super::Matrix;
 use super::acts::{Acts, Turn};
 use super::attention::{self, Seen};
 use super::avx2::{self, codes_q4_0, codes_q4_1, codes_q5_0, codes_q5_1, codes_q8_0, dot_q4_k, dot_q5_k, dot_q6_k};
-use super::grid::{column, tiles};
 use super::scalar;
+use super::tiles::tiles;
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 
@@ -76,11 +76,11 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
         return panels::rows(w, first, acts, out, scratch);
     }
     match w.ty {
-        GgmlType::Q8_0 => column!(4, [dot_q8_0], w, first, acts, out),
-        GgmlType::Q4_0 => column!(4, [dot_q4_0], w, first, acts, out),
-        GgmlType::Q4_1 => column!(4, [dot_q4_1], w, first, acts, out),
-        GgmlType::Q5_0 => column!(4, [dot_q5_0], w, first, acts, out),
-        GgmlType::Q5_1 => column!(4, [dot_q5_1], w, first, acts, out),
+        GgmlType::Q8_0 => avx2::fours!(dot_q8_0, w, first, acts, out),
+        GgmlType::Q4_0 => avx2::fours!(dot_q4_0, w, first, acts, out),
+        GgmlType::Q4_1 => avx2::fours!(dot_q4_1, w, first, acts, out),
+        GgmlType::Q5_0 => avx2::fours!(dot_q5_0, w, first, acts, out),
+        GgmlType::Q5_1 => avx2::fours!(dot_q5_1, w, first, acts, out),
         GgmlType::Q4_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q4_k::<1>(row, acts, t, out)),
         GgmlType::Q5_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q5_k::<1>(row, acts, t, out)),
         GgmlType::Q6_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q6_k::<1>(row, acts, t, out)),

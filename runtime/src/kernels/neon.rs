@@ -26,8 +26,8 @@ use half::f16;
 use super::Matrix;
 use super::acts::{Acts, Turn};
 use super::attention::{self, Seen};
-use super::grid::{grid, tiles};
 use super::scalar;
+use super::tiles::tiles;
 use crate::format::GgmlType;
 use crate::format::block::{
     self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
@@ -103,7 +103,7 @@ impl DotProd {
 
 /// Sums of products of signed codes, in the way of one level.
 trait Multiply: Copy {
-    /// The sums of four blocks of 32. Where codes are `small`, they are below 32.
+    /// The sums of four blocks of 32. Where codes are `small`, none is beyond ±31.
     fn blocks(self, small: bool, w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t;
 
     /// The sums of four shares of 16 codes, of which none is beyond ±32.
@@ -199,13 +199,13 @@ fn fold([a, b, c, d]: [int32x4_t; 4]) -> int32x4_t {
 #[target_feature(enable = "neon")]
 fn rows<M: Multiply>(cpu: M, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
     match w.ty {
-        GgmlType::Q8_0 => Dot::<M, BlockQ8_0>::of(cpu).blocks(w, first, acts, out),
-        GgmlType::Q4_0 => Dot::<M, BlockQ4_0>::of(cpu).blocks(w, first, acts, out),
-        GgmlType::Q4_1 => Dot::<M, BlockQ4_1>::of(cpu).blocks(w, first, acts, out),
-        GgmlType::Q5_0 => Dot::<M, BlockQ5_0>::of(cpu).blocks(w, first, acts, out),
-        GgmlType::Q5_1 => Dot::<M, BlockQ5_1>::of(cpu).blocks(w, first, acts, out),
-        GgmlType::Q4_K => Dot::<M, BlockQ4K>::of(cpu).shares(w, first, acts, out),
-        GgmlType::Q5_K => Dot::<M, BlockQ5K>::of(cpu).shares(w, first, acts, out),
+        GgmlType::Q8_0 => tiles!([Dot::<M, BlockQ8_0>::of(cpu).meet], w, first, acts, out),
+        GgmlType::Q4_0 => tiles!([Dot::<M, BlockQ4_0>::of(cpu).meet], w, first, acts, out),
+        GgmlType::Q4_1 => tiles!([Dot::<M, BlockQ4_1>::of(cpu).meet], w, first, acts, out),
+        GgmlType::Q5_0 => tiles!([Dot::<M, BlockQ5_0>::of(cpu).meet], w, first, acts, out),
+        GgmlType::Q5_1 => tiles!([Dot::<M, BlockQ5_1>::of(cpu).meet], w, first, acts, out),
+        GgmlType::Q4_K => tiles!([Dot::<M, BlockQ4K>::of(cpu).meet_shares], w, first, acts, out),
+        GgmlType::Q5_K => tiles!([Dot::<M, BlockQ5K>::of(cpu).meet_shares], w, first, acts, out),
         GgmlType::Q6_K => tiles!([Dot::<M, BlockQ6K>::of(cpu).sixteens], w, first, acts, out),
         GgmlType::F16 => tiles!([dot_f16], w, first, acts, out),
         GgmlType::F32 => tiles!([dot_f32], w, first, acts, out),
@@ -223,20 +223,6 @@ struct Dot<M, B> {
 impl<M: Multiply, B> Dot<M, B> {
     fn of(cpu: M) -> Self {
         Self { cpu, of: PhantomData }
-    }
-}
-
-impl<M: Multiply, B: blocks::Block32> Dot<M, B> {
-    #[target_feature(enable = "neon")]
-    fn blocks(self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32]) {
-        grid!(2, [self.meet], w, first, acts, out)
-    }
-}
-
-impl<M: Multiply, B: shares::Block256> Dot<M, B> {
-    #[target_feature(enable = "neon")]
-    fn shares(self, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32]) {
-        tiles!([self.meet_shares], w, first, acts, out)
     }
 }
 

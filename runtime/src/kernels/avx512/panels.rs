@@ -12,8 +12,8 @@ use crate::kernels::acts::{Acts, Codes};
 use crate::kernels::avx2::{
     codes_q4_0, codes_q4_1, codes_q4_k, codes_q5_0, codes_q5_1, codes_q5_k, codes_q6_k, codes_q8_0, quad,
 };
-use crate::kernels::grid::panels;
 use crate::kernels::scalar;
+use crate::kernels::tiles::{fours, panels};
 
 /// Weight rows of a panel: two registers of four.
 const ROWS: usize = 8;
@@ -188,12 +188,8 @@ fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32],
     for (r, row) in rows.into_iter().enumerate() {
         let Some(row) = row else { break };
         let (half, r) = (r / 4, r % 4);
-        let row: &[B] = bytemuck::cast_slice(row);
-        let (fours, rest) = row.as_chunks::<4>();
-        // What is missing of the last four is zero, there as in the activations.
-        let mut last = [B::zeroed(); 4];
-        last.iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
-        for (four, lines) in fours.iter().chain((!rest.is_empty()).then_some(&last)).zip(panel.chunks_mut(lines)) {
+        let (fours, last) = fours::<B>(row);
+        for (four, lines) in fours.iter().chain(&last).zip(panel.chunks_mut(lines)) {
             let [a, b, c, d] = four;
             turn([a.unsigned(), b.unsigned(), c.unsigned(), d.unsigned()], &mut lines[8 * half..], r);
             put(&mut lines[16 + half], r, _mm_castps_si128(B::scales_of(four)));

@@ -6,19 +6,18 @@ use half::f16;
 
 use super::{Dot, Multiply, eight, floats, load_i16, load_u8, nibbles, quad, signed, tree, two};
 use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
-use crate::kernels::Matrix;
 use crate::kernels::acts::Acts;
-use crate::kernels::grid::Fours;
 use crate::kernels::scalar;
+use crate::kernels::tiles::fours;
 
 /// Blocks of 32 codes as registers have them.
 pub(super) trait Block32: scalar::Block32 {
-    /// The code of a value of 0 (or, with [`scalar::Block32::MIN`], of the least one), as it is stored.
-    const ZERO: i16;
-    /// Whether codes as they are stored are below 32, and not signed.
+    /// What [`scalar::Block32::codes`] has as 0.
+    const ZERO: i8;
+    /// Whether no code is beyond ±31.
     const SMALL: bool;
-    /// Codes as they are stored, in order.
-    fn stored(&self) -> [int8x16_t; 2];
+    /// Codes in order, as they are cheapest.
+    fn cheap(&self) -> [int8x16_t; 2];
     /// The scale, and the value of code 0 where there is one.
     fn halves(&self) -> [f16; 2];
 }
@@ -26,10 +25,10 @@ pub(super) trait Block32: scalar::Block32 {
 macro_rules! blocks {
     ($($block:ty, $codes:ident - $zero:literal, $small:literal, $min:ident;)*) => { $(
         impl Block32 for $block {
-            const ZERO: i16 = $zero;
+            const ZERO: i8 = $zero;
             const SMALL: bool = $small;
             #[inline(always)]
-            fn stored(&self) -> [int8x16_t; 2] {
+            fn cheap(&self) -> [int8x16_t; 2] {
                 // SAFETY: only `meet` and the panels call it, which are compiled for NEON.
                 unsafe { $codes(self) }
             }
@@ -44,8 +43,8 @@ blocks! {
     BlockQ8_0, codes_q8_0 - 0, false, d;
     BlockQ4_0, codes_q4_0 - 8, true, d;
     BlockQ4_1, codes_q4_1 - 0, true, m;
-    BlockQ5_0, codes_q5_0 - 16, true, d;
-    BlockQ5_1, codes_q5_1 - 0, true, m;
+    BlockQ5_0, codes_q5_0 - 0, true, d;
+    BlockQ5_1, codes_q5_1 - -16, true, m;
 }
 
 /// Scales of four blocks, and their values of code 0 where there are some.
@@ -57,50 +56,36 @@ pub(super) fn halves_of<B: Block32>([a, b, c, d]: &[B; 4]) -> [float32x4_t; 2] {
 }
 
 impl<M: Multiply, B: Block32> Dot<M, B> {
-    /// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`, as far as `out` goes. Several weight
-    /// rows have sums that do not wait for each other.
+    /// A weight row with `T` rows of activations.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn meet<const R: usize, const T: usize>(
-        self,
-        w: &Matrix,
-        row: usize,
-        acts: &Acts,
-        from: usize,
-        out: &mut [f32],
-    ) {
-        let rows = Fours::<B, R>::of(w, row);
-        let mut x = [Default::default(); T];
-        (0..T).for_each(|t| x[t] = acts.q8[from + t].fours());
-        let mut strands = [[vdupq_n_f32(0.0); T]; R];
-        for i in 0..rows.len() {
-            for r in 0..R {
-                let four = rows.at(r, i);
-                let w = [four[0].stored(), four[1].stored(), four[2].stored(), four[3].stored()];
+    pub(super) fn meet<const T: usize>(self, row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
+        let (whole, last) = fours::<B>(row);
+        let mut strands = [vdupq_n_f32(0.0); T];
+        // In turn: a choice in the loop would be made again for each address.
+        for (part, first) in [(whole, 0), (last.as_slice(), whole.len())] {
+            let mut x = [Default::default(); T];
+            (0..T).for_each(|t| x[t] = acts.q8[from + t].fours(first..first + part.len()));
+            for (i, four) in part.iter().enumerate() {
+                let w = [four[0].cheap(), four[1].cheap(), four[2].cheap(), four[3].cheap()];
                 let [scales, mins] = halves_of(four);
                 for t in 0..T {
                     let (x_sums, x_scales) = (load_i16(&x[t].sums[i]), floats(&x[t].d[i]));
                     let mut sums = self.cpu.blocks(B::SMALL, w, eight(&x[t].qs[i]));
                     if B::ZERO != 0 {
-                        // Codes are too large by that, each.
-                        sums = vmlsl_s16(sums, x_sums, vdup_n_s16(B::ZERO));
+                        // Each code is too large by that.
+                        sums = vmlsl_s16(sums, x_sums, vdup_n_s16(B::ZERO.into()));
                     }
                     let mut sums = vmulq_f32(vcvtq_f32_s32(sums), vmulq_f32(scales, x_scales));
                     if B::MIN {
                         let x_sums = vcvtq_f32_s32(vmovl_s16(x_sums));
                         sums = vaddq_f32(sums, vmulq_f32(x_sums, vmulq_f32(mins, x_scales)));
                     }
-                    strands[r][t] = vaddq_f32(strands[r][t], sums);
+                    strands[t] = vaddq_f32(strands[t], sums);
                 }
             }
         }
-        for r in 0..R {
-            for t in 0..T {
-                if let Some(out) = out.get_mut(r + t) {
-                    *out = tree(strands[r][t]);
-                }
-            }
-        }
+        (0..T).for_each(|t| out[t] = tree(strands[t]));
     }
 }
 
@@ -134,18 +119,17 @@ fn codes_q5_1(w: &BlockQ5_1) -> [int8x16_t; 2] {
     fives(w.qh, &w.qs)
 }
 
-/// Nibbles with the fifth bits of `qh`.
+/// Nibbles with the fifth bits of `qh`, less 16: where that bit is not set, the high half of the byte is.
 #[inline]
 #[target_feature(enable = "neon")]
 fn fives(qh: [u8; 4], qs: &[u8; 16]) -> [int8x16_t; 2] {
     const BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
     const BYTES: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
     let (bits, bytes) = (load_u8(&BITS), load_u8(&BYTES));
-    let high = vreinterpretq_u8_u32(vdupq_n_u32(u32::from_le_bytes(qh)));
-    let [low, next] = nibbles(qs);
+    let unset = vreinterpretq_u8_u32(vdupq_n_u32(!u32::from_le_bytes(qh)));
+    let [low, high] = nibbles(qs);
     let five = |nibbles: uint8x16_t, bytes: uint8x16_t| {
-        let set = vtstq_u8(vqtbl1q_u8(high, bytes), bits);
-        vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16)))
+        vsliq_n_u8::<4>(nibbles, vtstq_u8(vqtbl1q_u8(unset, bytes), bits))
     };
-    signed([five(low, bytes), five(next, vaddq_u8(bytes, vdupq_n_u8(2)))])
+    signed([five(low, bytes), five(high, vaddq_u8(bytes, vdupq_n_u8(2)))])
 }

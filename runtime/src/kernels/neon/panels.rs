@@ -14,8 +14,8 @@ use crate::format::GgmlType;
 use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 use crate::kernels::Matrix;
 use crate::kernels::acts::{Acts, Codes, Turn};
-use crate::kernels::grid::{Fours, panels};
 use crate::kernels::scalar;
+use crate::kernels::tiles::{fours, panels};
 
 /// Weight rows of a panel.
 const ROWS: usize = 4;
@@ -117,14 +117,13 @@ struct Panel32 {
 
 #[target_feature(enable = "neon")]
 fn blocks<B: Block32>(cpu: DotProd, w: &Matrix, row: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
-    let rows = Fours::<B, ROWS>::of(w, row);
-    let panel: &mut [Panel32] = panel_of(scratch, rows.len());
-    for (i, panel) in panel.iter_mut().enumerate() {
-        for r in 0..ROWS {
-            let four = rows.at(r, i);
+    let panel: &mut [Panel32] = panel_of(scratch, (acts.cols / 32).div_ceil(4));
+    for r in 0..ROWS {
+        let (fours, last) = fours::<B>(w.row((row + r).min(w.rows - 1)));
+        for (four, panel) in fours.iter().chain(&last).zip(&mut *panel) {
             let signed = |half: usize| {
-                let zero = vdupq_n_s8(B::ZERO as i8);
-                let of = |block: &B| vsubq_s8(block.stored()[half], zero);
+                let zero = vdupq_n_s8(B::ZERO);
+                let of = |block: &B| vsubq_s8(block.cheap()[half], zero);
                 [of(&four[0]), of(&four[1]), of(&four[2]), of(&four[3])]
             };
             let steps = panel.codes.as_chunks_mut::<4>().0;

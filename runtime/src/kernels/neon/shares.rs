@@ -116,12 +116,12 @@ fn codes_q4_k(w: &BlockQ4K, quarter: usize) -> [[int8x16_t; 2]; 2] {
 fn codes_q5_k(w: &BlockQ5K, quarter: usize) -> [[int8x16_t; 2]; 2] {
     let qs = &w.qs.as_chunks::<16>().0.as_chunks::<2>().0[quarter];
     let fives = w.qh.as_chunks::<16>().0;
-    let with_fifth = |nibbles: uint8x16_t, i: usize, bit: u8| {
-        let set = vtstq_u8(load_u8(&fives[i]), vdupq_n_u8(bit));
-        vorrq_u8(nibbles, vandq_u8(set, vdupq_n_u8(16)))
+    // The bit goes to place 4, to the left or to the right, and from there into the code.
+    let with_fifth = |nibbles: uint8x16_t, i: usize, bit: usize| {
+        vbslq_u8(vdupq_n_u8(16), vshlq_u8(load_u8(&fives[i]), vdupq_n_s8(4 - bit as i8)), nibbles)
     };
     let ([low, high], [low2, high2]) = (nibbles(&qs[0]), nibbles(&qs[1]));
-    let (bit, next) = (1 << (2 * quarter), 2 << (2 * quarter));
+    let (bit, next) = (2 * quarter, 2 * quarter + 1);
     [
         signed([with_fifth(low, 0, bit), with_fifth(low2, 1, bit)]),
         signed([with_fifth(high, 0, next), with_fifth(high2, 1, next)]),
@@ -176,7 +176,7 @@ pub(super) fn codes_q6_k(w: &BlockQ6K, half: usize) -> [[int8x16_t; 4]; 2] {
     let [a, b, c, d] = &w.ql.as_chunks::<16>().0.as_chunks::<4>().0[half];
     let high = [load_u8(&qh[0]), load_u8(&qh[1])];
     let join = |low: uint8x16_t, high: uint8x16_t| {
-        let code = vorrq_u8(low, vandq_u8(high, vdupq_n_u8(0x30)));
+        let code = vbslq_u8(vdupq_n_u8(0x30), high, low);
         vsubq_s8(vreinterpretq_s8_u8(code), vdupq_n_s8(32))
     };
     // The first 64 take the low nibbles and bits 0..4 of `qh`, the second 64 the high nibbles and bits 4..8.
