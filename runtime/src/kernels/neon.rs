@@ -29,9 +29,7 @@ use super::attention::{self, Seen};
 use super::scalar;
 use super::tiles::tiles;
 use crate::format::GgmlType;
-use crate::format::block::{
-    self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
-};
+use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0};
 
 /// Exists only where the CPU has NEON.
 #[derive(Debug, Clone, Copy)]

@@ -128,8 +128,7 @@ fn fives(qh: [u8; 4], qs: &[u8; 16]) -> [int8x16_t; 2] {
     let (bits, bytes) = (load_u8(&BITS), load_u8(&BYTES));
     let unset = vreinterpretq_u8_u32(vdupq_n_u32(!u32::from_le_bytes(qh)));
     let [low, high] = nibbles(qs);
-    let five = |nibbles: uint8x16_t, bytes: uint8x16_t| {
-        vsliq_n_u8::<4>(nibbles, vtstq_u8(vqtbl1q_u8(unset, bytes), bits))
-    };
+    let five =
+        |nibbles: uint8x16_t, bytes: uint8x16_t| vsliq_n_u8::<4>(nibbles, vtstq_u8(vqtbl1q_u8(unset, bytes), bits));
     signed([five(low, bytes), five(high, vaddq_u8(bytes, vdupq_n_u8(2)))])
 }

@@ -143,7 +143,8 @@ impl<M: Multiply> Dot<M, BlockQ6K> {
             for half in 0..2 {
                 let codes = codes_q6_k(w, half);
                 for t in 0..T {
-                    let qs: &[[[i8; 16]; 4]; 2] = &x[t].qs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks().0[2 * b + half];
+                    let qs: &[[[i8; 16]; 4]; 2] =
+                        &x[t].qs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks().0[2 * b + half];
                     for i in 0..2 {
                         let qs = [load(&qs[i][0]), load(&qs[i][1]), load(&qs[i][2]), load(&qs[i][3])];
                         sums[t] = vmlaq_s32(sums[t], self.cpu.sixteens(codes[i], qs), scales[2 * half + i]);
