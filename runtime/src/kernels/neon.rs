@@ -101,6 +101,9 @@ impl DotProd {
 
 /// Sums of products of signed codes, in the way of one level.
 trait Multiply: Copy {
+    /// Whether several rows of activations meet panels.
+    const PANELS: bool;
+
     /// The sums of four blocks of 32. Where codes are `small`, none is beyond ±31.
     fn blocks(self, small: bool, w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t;
 
@@ -109,6 +112,8 @@ trait Multiply: Copy {
 }
 
 impl Multiply for Neon {
+    const PANELS: bool = false;
+
     #[inline(always)]
     fn blocks(self, small: bool, w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t {
         // SAFETY: `Self` exists only after `detect` saw NEON.
@@ -123,6 +128,8 @@ impl Multiply for Neon {
 }
 
 impl Multiply for DotProd {
+    const PANELS: bool = true;
+
     #[inline(always)]
     fn blocks(self, _: bool, w: [[int8x16_t; 2]; 4], x: [[int8x16_t; 2]; 4]) -> int32x4_t {
         // SAFETY: `Self` exists only after `detect` saw NEON.
@@ -196,20 +203,48 @@ fn fold([a, b, c, d]: [int32x4_t; 4]) -> int32x4_t {
 
 #[target_feature(enable = "neon")]
 fn rows<M: Multiply>(cpu: M, w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
+    /// Row by row where panels take what is more.
+    macro_rules! dot {
+        ($block:ty, $meet:ident) => {{
+            let dot = Dot::<M, $block>::of(cpu);
+            if M::PANELS {
+                scalar::tiles(w, first, acts, out, |row, acts, t, out| dot.$meet::<1>(row, acts, t, out))
+            } else {
+                tiles!([dot.$meet], w, first, acts, out)
+            }
+        }};
+    }
     match w.ty {
-        GgmlType::Q8_0 => tiles!([Dot::<M, BlockQ8_0>::of(cpu).meet], w, first, acts, out),
-        GgmlType::Q4_0 => tiles!([Dot::<M, BlockQ4_0>::of(cpu).meet], w, first, acts, out),
-        GgmlType::Q4_1 => tiles!([Dot::<M, BlockQ4_1>::of(cpu).meet], w, first, acts, out),
-        GgmlType::Q5_0 => tiles!([Dot::<M, BlockQ5_0>::of(cpu).meet], w, first, acts, out),
-        GgmlType::Q5_1 => tiles!([Dot::<M, BlockQ5_1>::of(cpu).meet], w, first, acts, out),
-        GgmlType::Q4_K => tiles!([Dot::<M, BlockQ4K>::of(cpu).meet_shares], w, first, acts, out),
-        GgmlType::Q5_K => tiles!([Dot::<M, BlockQ5K>::of(cpu).meet_shares], w, first, acts, out),
-        GgmlType::Q6_K => tiles!([Dot::<M, BlockQ6K>::of(cpu).sixteens], w, first, acts, out),
+        GgmlType::Q8_0 => dot!(BlockQ8_0, blocks),
+        GgmlType::Q4_0 => dot!(BlockQ4_0, blocks),
+        GgmlType::Q4_1 => dot!(BlockQ4_1, blocks),
+        GgmlType::Q5_0 => dot!(BlockQ5_0, blocks),
+        GgmlType::Q5_1 => dot!(BlockQ5_1, blocks),
+        GgmlType::Q4_K => dot!(BlockQ4K, shares),
+        GgmlType::Q5_K => dot!(BlockQ5K, shares),
+        GgmlType::Q6_K => dot!(BlockQ6K, sixteens),
         GgmlType::F16 => tiles!([dot_f16], w, first, acts, out),
         GgmlType::F32 => tiles!([dot_f32], w, first, acts, out),
         _ => scalar::rows(w, first, acts, out, scratch),
     }
 }
+
+/// Repeats lines for each `$t` below `$n`, at most four: the compiler leaves so long a loop as it is, and its sums in memory.
+macro_rules! each {
+    ($t:ident < $n:ident, $body:block) => {
+        each!(@ $t, $n, $body, 0);
+        each!(@ $t, $n, $body, 1);
+        each!(@ $t, $n, $body, 2);
+        each!(@ $t, $n, $body, 3);
+    };
+    (@ $t:ident, $n:ident, $body:block, $i:literal) => {
+        if $i < $n {
+            let $t = $i;
+            $body
+        }
+    };
+}
+use each;
 
 /// Products of rows of `B` in the way of `M`.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use half::f16;
 
-use super::{Dot, Multiply, eight, floats, load_i16, load_u8, nibbles, quad, signed, tree, two};
+use super::{Dot, Multiply, each, eight, floats, load_i16, load_u8, nibbles, quad, signed, tree, two};
 use crate::format::block::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 use crate::kernels::acts::Acts;
 use crate::kernels::scalar;
@@ -29,7 +29,7 @@ macro_rules! blocks {
             const SMALL: bool = $small;
             #[inline(always)]
             fn cheap(&self) -> [int8x16_t; 2] {
-                // SAFETY: only `meet` and the panels call it, which are compiled for NEON.
+                // SAFETY: only `blocks` and the panels call it, which are compiled for NEON.
                 unsafe { $codes(self) }
             }
             #[inline(always)]
@@ -59,7 +59,7 @@ impl<M: Multiply, B: Block32> Dot<M, B> {
     /// A weight row with `T` rows of activations.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn meet<const T: usize>(self, row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
+    pub(super) fn blocks<const T: usize>(self, row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
         let (whole, last) = fours::<B>(row);
         let mut strands = [vdupq_n_f32(0.0); T];
         // In turn: a choice in the loop would be made again for each address.
@@ -69,7 +69,7 @@ impl<M: Multiply, B: Block32> Dot<M, B> {
             for (i, four) in part.iter().enumerate() {
                 let w = [four[0].cheap(), four[1].cheap(), four[2].cheap(), four[3].cheap()];
                 let [scales, mins] = halves_of(four);
-                for t in 0..T {
+                each!(t < T, {
                     let (x_sums, x_scales) = (load_i16(&x[t].sums[i]), floats(&x[t].d[i]));
                     let mut sums = self.cpu.blocks(B::SMALL, w, eight(&x[t].qs[i]));
                     if B::ZERO != 0 {
@@ -82,7 +82,7 @@ impl<M: Multiply, B: Block32> Dot<M, B> {
                         sums = vaddq_f32(sums, vmulq_f32(x_sums, vmulq_f32(mins, x_scales)));
                     }
                     strands[t] = vaddq_f32(strands[t], sums);
-                }
+                });
             }
         }
         (0..T).for_each(|t| out[t] = tree(strands[t]));

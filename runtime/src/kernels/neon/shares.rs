@@ -3,7 +3,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Dot, Multiply, eight, load, load_u8, nibbles, quad, signed, tree};
+use super::{Dot, Multiply, each, eight, load, load_u8, nibbles, quad, signed, tree};
 use crate::format::block::{BlockQ4K, BlockQ5K, BlockQ6K};
 use crate::kernels::acts::{Acts, Codes};
 use crate::kernels::scalar;
@@ -23,7 +23,7 @@ macro_rules! quarters {
         impl Block256 for $block {
             #[inline(always)]
             fn quarter(&self, quarter: usize) -> [[int8x16_t; 2]; 2] {
-                // SAFETY: only `meet_shares` and the panels call it, which are compiled for NEON.
+                // SAFETY: only `shares` and the panels call it, which are compiled for NEON.
                 unsafe { $codes(self, quarter) }
             }
             #[inline(always)]
@@ -47,7 +47,7 @@ impl<M: Multiply, B: Block256> Dot<M, B> {
     /// A weight row with `T` rows of activations.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn meet_shares<const T: usize>(self, row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
+    pub(super) fn shares<const T: usize>(self, row: &[u8], acts: &Acts, from: usize, out: &mut [f32]) {
         let blocks: &[B] = bytemuck::cast_slice(row);
         let x: [&Codes; T] = std::array::from_fn(|t| &acts.q8k[from + t]);
         let mut strands = [vdupq_n_f32(0.0); T];
@@ -56,11 +56,11 @@ impl<M: Multiply, B: Block256> Dot<M, B> {
             let mut sums = [vdupq_n_s32(0); T];
             for half in 0..2 {
                 let ([a, b2], [c, d]) = (w.quarter(2 * half), w.quarter(2 * half + 1));
-                for t in 0..T {
+                each!(t < T, {
                     let qs = &x[t].qs.as_chunks::<32>().0.as_chunks::<4>().0[2 * b + half];
                     let four = self.cpu.blocks(true, [a, b2, c, d], eight(qs));
                     sums[t] = vmlaq_s32(sums[t], four, scales[half]);
-                }
+                });
             }
             for t in 0..T {
                 let scale = vmulq_n_f32(halves, x[t].d[b]);
@@ -142,14 +142,14 @@ impl<M: Multiply> Dot<M, BlockQ6K> {
             let mut sums = [vdupq_n_s32(0); T];
             for half in 0..2 {
                 let codes = codes_q6_k(w, half);
-                for t in 0..T {
+                each!(t < T, {
                     let qs: &[[[i8; 16]; 4]; 2] =
                         &x[t].qs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks().0[2 * b + half];
                     for i in 0..2 {
                         let qs = [load(&qs[i][0]), load(&qs[i][1]), load(&qs[i][2]), load(&qs[i][3])];
                         sums[t] = vmlaq_s32(sums[t], self.cpu.sixteens(codes[i], qs), scales[2 * half + i]);
                     }
-                }
+                });
             }
             for t in 0..T {
                 let sum = vmulq_f32(vcvtq_f32_s32(sums[t]), vmulq_n_f32(d, x[t].d[b]));
