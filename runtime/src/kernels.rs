@@ -11,7 +11,11 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod exp;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 pub mod scalar;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tiles;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::GgmlType;
@@ -54,6 +58,10 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ, VNNI.
     Avx512,
+    /// aarch64 with NEON, which all of them have.
+    Neon,
+    /// aarch64 with `sdot`, products of four bytes at once.
+    DotProd,
 }
 
 impl Level {
@@ -63,6 +71,8 @@ impl Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+            Self::DotProd => "dotprod",
         }
     }
 }
@@ -114,6 +124,15 @@ impl Kernels {
                 levels.push(Level::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if neon::Neon::detect().is_some() {
+                levels.push(Level::Neon);
+            }
+            if neon::DotProd::detect().is_some() {
+                levels.push(Level::DotProd);
+            }
+        }
         levels
     }
 
@@ -128,11 +147,15 @@ impl Kernels {
         if let (Level::Avx512, Some(cpu)) = (self.level, avx512::Avx512::detect()) {
             return cpu.turn(ty, n);
         }
+        #[cfg(target_arch = "aarch64")]
+        if let (Level::DotProd, Some(cpu)) = (self.level, neon::DotProd::detect()) {
+            return cpu.turn(ty, n);
+        }
         let _ = (ty, n);
         None
     }
 
-    /// Floats of scratch for rows of `cols` weights: a row decoded, or eight of them in a panel.
+    /// Floats of scratch for rows of `cols` weights: a row decoded, or some of them in a panel.
     pub fn scratch(cols: usize) -> usize {
         4 * cols + 1024
     }
@@ -153,7 +176,21 @@ impl Kernels {
                     return cpu.rows(w, first, acts, out, scratch);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        match self.level {
+            Level::DotProd => {
+                if let Some(cpu) = neon::DotProd::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            Level::Neon => {
+                if let Some(cpu) = neon::Neon::detect() {
+                    return cpu.rows(w, first, acts, out, scratch);
+                }
+            }
+            _ => {}
         }
         scalar::rows(w, first, acts, out, scratch);
     }
@@ -172,7 +209,7 @@ impl Kernels {
                     return cpu.dot_f32(a, b);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
         }
         scalar::dot_f32(a, b)
     }
@@ -191,7 +228,11 @@ impl Kernels {
                     return cpu.attend(q, seen, scratch, out);
                 }
             }
-            Level::Scalar => {}
+            _ => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let (Level::DotProd | Level::Neon, Some(cpu)) = (self.level, neon::Neon::detect()) {
+            return cpu.attend(q, seen, scratch, out);
         }
         attention::attend(q, seen, scratch, out);
     }

@@ -30,7 +30,28 @@ pub struct Turned {
     pub d: Vec<[f32; 4]>,
 }
 
+/// A row in blocks of 32, four of them at a time.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Fours<'a> {
+    /// Codes.
+    pub qs: &'a [[[i8; 32]; 4]],
+    /// Their sums.
+    pub sums: &'a [[i16; 4]],
+    /// Their scales.
+    pub d: &'a [[f32; 4]],
+}
+
 impl Codes {
+    /// Some fours of blocks of 32.
+    #[inline(always)]
+    pub fn fours(&self, some: std::ops::Range<usize>) -> Fours<'_> {
+        Fours {
+            qs: &self.qs.as_chunks::<32>().0.as_chunks::<4>().0[some.clone()],
+            sums: &self.sums.as_chunks::<4>().0[some.clone()],
+            d: &self.d.as_chunks::<4>().0[some],
+        }
+    }
+
     /// Takes a row in blocks of `B`.
     fn fill<const B: usize>(&mut self, x: &[f32], quantize: fn(&[f32; B]) -> (f32, [i8; B])) {
         self.d.clear();

@@ -5,6 +5,7 @@
 use super::exp::exp;
 use super::scalar::{LANES, dot_f32, half_to_f32, tree};
 use crate::kv_cache::KvRows;
+use half::f16;
 
 /// Positions that are unpacked at a time.
 const BLOCK: usize = 32;
@@ -48,9 +49,13 @@ impl Seen<'_> {
 
     /// Unpacks the keys or values of some positions.
     #[inline(always)]
-    fn unpack(&self, rows: KvRows, (from, to): (usize, usize), out: &mut [f32]) {
+    fn unpack(&self, rows: KvRows, (from, to): (usize, usize), out: &mut [f32], halves: impl Fn(&[f16], &mut [f32])) {
         for (t, row) in (from..to).zip(out.chunks_exact_mut(self.d)) {
-            load(rows, t * self.width + self.kv_head * self.d, row);
+            let at = t * self.width + self.kv_head * self.d;
+            match rows {
+                KvRows::F32(x) => row.copy_from_slice(&x[at..][..row.len()]),
+                KvRows::F16(x) => halves(&x[at..][..row.len()], row),
+            }
         }
     }
 }
@@ -60,6 +65,18 @@ impl Seen<'_> {
 /// - `scratch`: [`Seen::scratch`] floats
 #[inline(always)]
 pub fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
+    attend_with(q, seen, scratch, out, unpack_halves);
+}
+
+/// The same where a level has an instruction for `halves`.
+#[inline(always)]
+pub(super) fn attend_with(
+    q: &[f32],
+    seen: &Seen,
+    scratch: &mut [f32],
+    out: &mut [f32],
+    halves: impl Fn(&[f16], &mut [f32]),
+) {
     let (d, group, (first, last)) = (seen.d, seen.group, seen.range());
     let n = last - first;
     let (rows, scores) = scratch[..seen.scratch()].split_at_mut(BLOCK * d);
@@ -67,7 +84,7 @@ pub fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
     let heads = || seen.spans.iter().enumerate().flat_map(|(i, span)| (0..group).map(move |g| (i, g, *span)));
     let at = |i: usize, g: usize| i * seen.stride + g * d;
     for block in blocks() {
-        seen.unpack(seen.keys, block, rows);
+        seen.unpack(seen.keys, block, rows, &halves);
         for (i, g, span) in heads() {
             let (q, scores) = (&q[at(i, g)..][..d], &mut scores[(i * group + g) * n..][..n]);
             for t in block.0.max(span.0)..block.1.min(span.1) {
@@ -80,7 +97,7 @@ pub fn attend(q: &[f32], seen: &Seen, scratch: &mut [f32], out: &mut [f32]) {
         out[at(i, g)..][..d].fill(0.0);
     }
     for block in blocks() {
-        seen.unpack(seen.values, block, rows);
+        seen.unpack(seen.values, block, rows, &halves);
         for (i, g, span) in heads() {
             let (from, to) = (block.0.max(span.0), block.1.min(span.1));
             if from < to {
@@ -140,15 +157,11 @@ fn softmax(scores: &mut [f32]) {
     scores.iter_mut().for_each(|s| *s *= inverse);
 }
 
+/// Halves as floats.
 #[inline(always)]
-fn load(rows: KvRows, at: usize, row: &mut [f32]) {
-    match rows {
-        KvRows::F32(x) => row.copy_from_slice(&x[at..][..row.len()]),
-        KvRows::F16(x) => {
-            for (r, h) in row.iter_mut().zip(&x[at..]) {
-                *r = half_to_f32(h.to_bits());
-            }
-        }
+pub(super) fn unpack_halves(halves: &[f16], out: &mut [f32]) {
+    for (out, h) in out.iter_mut().zip(halves) {
+        *out = half_to_f32(h.to_bits());
     }
 }
 
@@ -197,8 +210,8 @@ mod tests {
 
     #[test]
     fn tokens_together_are_tokens_alone() {
-        // More positions than a block, heads wider than the registers' part, a window that moves along.
-        let (d, group, positions, width) = (80, 3, 77, 160);
+        // More positions than a block, heads wider than the registers' part (and no multiple of eight), a window that moves along.
+        let (d, group, positions, width) = (84, 3, 77, 168);
         let value = |i: usize| ((i * 7919 % 1009) as f32 - 504.0) / 300.0;
         let halves: Vec<half::f16> = (0..positions * width).map(|i| half::f16::from_f32(value(i))).collect();
         let spans: Vec<(usize, usize)> = (0..5).map(|i| (10 * i, positions - 4 + i)).collect();
@@ -206,9 +219,12 @@ mod tests {
         let q: Vec<f32> = (0..spans.len() * stride).map(|i| value(i + 5)).collect();
         let rows = KvRows::F16(&halves);
         let seen = Seen { keys: rows, values: rows, spans: &spans, kv_head: 1, group, d, stride, width, scale: 0.1 };
+        let (mut plain, mut scratch) = (vec![0.0; q.len()], vec![0.0; seen.scratch()]);
+        attend(&q, &seen, &mut scratch, &mut plain);
         for level in Kernels::available() {
             let (mut out, mut scratch) = (vec![0.0; q.len()], vec![0.0; seen.scratch()]);
             Kernels { level }.attend(&q, &seen, &mut scratch, &mut out);
+            assert_eq!(out, plain, "{level:?}");
             for i in 0..spans.len() {
                 let mut alone = vec![0.0; group * d];
                 let seen = Seen { spans: &spans[i..=i], ..seen };

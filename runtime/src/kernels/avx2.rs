@@ -12,6 +12,7 @@ use super::acts::Acts;
 use super::attention::{self, Seen};
 use super::avx2;
 use super::scalar::{self, TILE};
+use super::tiles::tiles;
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 pub(super) use shares::{codes_q4_k, codes_q5_k, codes_q6_k, dot_q4_k, dot_q5_k, dot_q6_k};
@@ -48,29 +49,17 @@ impl Avx2 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
-    /// A full tile at once, what is left over row by row.
-    macro_rules! tiles {
-        ($dot:ident) => {
-            scalar::tiles(w, first, acts, out, |row, acts, from, out| {
-                if out.len() == TILE {
-                    $dot::<TILE>(row, acts, from, out);
-                } else {
-                    (0..out.len()).for_each(|t| $dot::<1>(row, acts, from + t, &mut out[t..t + 1]));
-                }
-            })
-        };
-    }
     match w.ty {
         GgmlType::Q8_0 => grid!(dot_q8_0, w, first, acts, out),
         GgmlType::Q4_0 => grid!(dot_q4_0, w, first, acts, out),
         GgmlType::Q4_1 => grid!(dot_q4_1, w, first, acts, out),
         GgmlType::Q5_0 => grid!(dot_q5_0, w, first, acts, out),
         GgmlType::Q5_1 => grid!(dot_q5_1, w, first, acts, out),
-        GgmlType::Q4_K => tiles!(dot_q4_k),
-        GgmlType::Q5_K => tiles!(dot_q5_k),
-        GgmlType::Q6_K => tiles!(dot_q6_k),
-        GgmlType::F16 => tiles!(dot_f16),
-        GgmlType::F32 => tiles!(dot_f32_row),
+        GgmlType::Q4_K => tiles!([dot_q4_k], w, first, acts, out),
+        GgmlType::Q5_K => tiles!([dot_q5_k], w, first, acts, out),
+        GgmlType::Q6_K => tiles!([dot_q6_k], w, first, acts, out),
+        GgmlType::F16 => tiles!([dot_f16], w, first, acts, out),
+        GgmlType::F32 => tiles!([dot_f32_row], w, first, acts, out),
         _ => scalar::rows(w, first, acts, out, scratch),
     }
 }
@@ -198,25 +187,16 @@ macro_rules! dot_of_blocks {
             let (mut fours, mut lasts) = ([&[][..]; R], [[<$block as bytemuck::Zeroable>::zeroed(); 4]; R]);
             let mut some_last = false;
             for r in 0..R {
-                let blocks: &[$block] = bytemuck::cast_slice(w.row((row + r).min(w.rows - 1)));
-                let (four, rest) = blocks.as_chunks::<4>();
+                let (four, last) = $crate::kernels::tiles::fours::<$block>(w.row((row + r).min(w.rows - 1)));
                 fours[r] = four;
-                // What is missing of the last four is zero, there as in the activations.
-                lasts[r].iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
-                some_last = !rest.is_empty();
+                some_last = last.is_some();
+                last.into_iter().for_each(|last| lasts[r] = last);
             }
             let ahead = avx2::ahead(R * fours[0].len() * size_of::<[$block; 4]>());
-            let mut x = [(&[][..], &[][..], &[][..]); T];
-            for t in 0..T {
-                let row = &acts.q8[from + t];
-                x[t] = (
-                    row.qs.as_chunks::<32>().0.as_chunks::<4>().0,
-                    row.sums.as_chunks::<4>().0,
-                    row.d.as_chunks::<4>().0,
-                );
-            }
-            let mut strands = [[_mm_setzero_ps(); T]; R];
             let n = fours[0].len();
+            let mut x = [Default::default(); T];
+            (0..T).for_each(|t| x[t] = acts.q8[from + t].fours(0..n + usize::from(some_last)));
+            let mut strands = [[_mm_setzero_ps(); T]; R];
             for i in 0..n + usize::from(some_last) {
                 for r in 0..R {
                     let four = if i < n { &fours[r][i] } else { &lasts[r] };
@@ -227,8 +207,8 @@ macro_rules! dot_of_blocks {
                     let scales = avx2::quad([four[0].d, four[1].d, four[2].d, four[3].d]);
                     $(let mins = avx2::quad([four[0].$min, four[1].$min, four[2].$min, four[3].$min]);)?
                     for t in 0..T {
-                        let (qs, x_sums) = (&x[t].0[i], &x[t].1[i]);
-                        let x_scales = avx2::floats(&x[t].2[i]);
+                        let (qs, x_sums) = (&x[t].qs[i], &x[t].sums[i]);
+                        let x_scales = avx2::floats(&x[t].d[i]);
                         let sums = _mm_cvtepi32_ps($sums::<$more>(w, qs, x_sums));
                         let sums = _mm_mul_ps(sums, _mm_mul_ps(scales, x_scales));
                         $(

@@ -10,7 +10,8 @@ use super::Matrix;
 use super::acts::{Acts, Turn};
 use super::attention::{self, Seen};
 use super::avx2::{self, codes_q4_0, codes_q4_1, codes_q5_0, codes_q5_1, codes_q8_0, dot_q4_k, dot_q5_k, dot_q6_k};
-use super::scalar::{self, TILE};
+use super::scalar;
+use super::tiles::tiles;
 use crate::format::GgmlType;
 use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 
@@ -70,18 +71,6 @@ fn turn(ty: GgmlType, n: usize) -> Turn {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f32]) {
-    /// A full tile at once, what is left over row by row.
-    macro_rules! tiles {
-        ($dot:ident) => {
-            scalar::tiles(w, first, acts, out, |row, acts, from, out| {
-                if out.len() == TILE {
-                    $dot::<TILE>(row, acts, from, out);
-                } else {
-                    (0..out.len()).for_each(|t| $dot::<1>(row, acts, from + t, &mut out[t..t + 1]));
-                }
-            })
-        };
-    }
     // What is left of quantized types is one row of activations.
     if turn(w.ty, acts.n).is_some() {
         return panels::rows(w, first, acts, out, scratch);
@@ -95,8 +84,8 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
         GgmlType::Q4_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q4_k::<1>(row, acts, t, out)),
         GgmlType::Q5_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q5_k::<1>(row, acts, t, out)),
         GgmlType::Q6_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q6_k::<1>(row, acts, t, out)),
-        GgmlType::F16 => tiles!(dot_f16),
-        GgmlType::F32 => tiles!(dot_f32_row),
+        GgmlType::F16 => tiles!([dot_f16], w, first, acts, out),
+        GgmlType::F32 => tiles!([dot_f32_row], w, first, acts, out),
         _ => scalar::rows(w, first, acts, out, scratch),
     }
 }

@@ -11,7 +11,7 @@ pub struct Device {
     pub cpu: String,
     /// Logical cores that the process may use.
     pub cores: usize,
-    /// Level of the kernels in use: `scalar`, `avx2`, `avx512`.
+    /// Level of the kernels in use, as [`crate::kernels::Level::name`] has it.
     pub isa: &'static str,
     /// Memory of the machine.
     pub memory_mib: Option<u64>,

@@ -13,12 +13,10 @@ use crate::kernels::avx2::{
     codes_q4_0, codes_q4_1, codes_q4_k, codes_q5_0, codes_q5_1, codes_q5_k, codes_q6_k, codes_q8_0, quad,
 };
 use crate::kernels::scalar;
+use crate::kernels::tiles::{fours, panels};
 
 /// Weight rows of a panel: two registers of four.
 const ROWS: usize = 8;
-/// Activation rows that meet a panel's line while it is in a register.
-const TILE: usize = 4;
-
 /// A register of a panel.
 type Line = [f32; 16];
 
@@ -42,24 +40,6 @@ pub(super) fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scrat
             _ => sixteens(rows, acts, out, panel),
         }
     }
-}
-
-/// Stores what `$body` makes of all activation rows, `TILE` at a time and then one by one.
-macro_rules! tiles {
-    ($acts:ident, $codes:expr, $out:ident, |$x:ident| $body:expr) => {
-        let mut from = 0;
-        while from + TILE <= $acts.n {
-            let four = &$codes[from..from + TILE];
-            let $x: [&Codes; TILE] = [&four[0], &four[1], &four[2], &four[3]];
-            store($body, $acts.n, from, $out);
-            from += TILE;
-        }
-        while from < $acts.n {
-            let $x = [&$codes[from]];
-            store($body, $acts.n, from, $out);
-            from += 1;
-        }
-    };
 }
 
 /// Adds up the strands: quarter `r` of register `half` is row `4 * half + r`.
@@ -208,12 +188,8 @@ fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32],
     for (r, row) in rows.into_iter().enumerate() {
         let Some(row) = row else { break };
         let (half, r) = (r / 4, r % 4);
-        let row: &[B] = bytemuck::cast_slice(row);
-        let (fours, rest) = row.as_chunks::<4>();
-        // What is missing of the last four is zero, there as in the activations.
-        let mut last = [B::zeroed(); 4];
-        last.iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
-        for (four, lines) in fours.iter().chain((!rest.is_empty()).then_some(&last)).zip(panel.chunks_mut(lines)) {
+        let (fours, last) = fours::<B>(row);
+        for (four, lines) in fours.iter().chain(&last).zip(panel.chunks_mut(lines)) {
             let [a, b, c, d] = four;
             turn([a.unsigned(), b.unsigned(), c.unsigned(), d.unsigned()], &mut lines[8 * half..], r);
             put(&mut lines[16 + half], r, _mm_castps_si128(B::scales_of(four)));
@@ -223,7 +199,7 @@ fn blocks<B: Block32>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32],
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8, out, |x| multiply_blocks::<B, _>(panel, x));
+    panels!(store, acts, acts.q8, out, |x| multiply_blocks::<B, _>(panel, x));
 }
 
 #[inline]
@@ -316,7 +292,7 @@ fn shares<B: Block256>(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32]
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8k, out, |x| multiply_shares(panel, x));
+    panels!(store, acts, acts.q8k, out, |x| multiply_shares(panel, x));
 }
 
 #[inline]
@@ -389,7 +365,7 @@ fn sixteens(rows: [Option<&[u8]>; ROWS], acts: &Acts, out: &mut [f32], panel: &m
         }
     }
     let panel = &*panel;
-    tiles!(acts, acts.q8k, out, |x| multiply_sixteens(panel, x));
+    panels!(store, acts, acts.q8k, out, |x| multiply_sixteens(panel, x));
 }
 
 #[inline]
