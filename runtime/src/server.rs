@@ -9,6 +9,7 @@
 //! - [`routes`], [`guard`]: which path asks what, what every request has in common; who may ask
 //! - [`handlers`]: what each path does
 //! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
+//! - `shape`, `tools`, `calls` (feature `constrain`): what an answer must be, what it may call, which calls it holds
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
 //! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
@@ -21,6 +22,8 @@
 
 mod accept;
 mod ask;
+#[cfg(feature = "constrain")]
+mod calls;
 mod guard;
 mod handlers;
 pub mod memory;
@@ -33,8 +36,12 @@ mod reply;
 mod routes;
 mod schema;
 pub mod setup;
+#[cfg(feature = "constrain")]
+mod shape;
 pub mod signals;
 mod sse;
+#[cfg(feature = "constrain")]
+mod tools;
 mod v2;
 mod wire;
 mod worker;

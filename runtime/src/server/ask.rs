@@ -3,6 +3,8 @@
 use super::names::Names;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
 use super::wire::{ApiError, ApiResult, Fields, wrong};
+#[cfg(feature = "constrain")]
+use super::{shape, tools};
 use crate::chat::Message;
 use crate::sample::Sampling;
 use axum::http::StatusCode;
@@ -47,6 +49,9 @@ pub(super) struct Completion {
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
+    /// What it must be.
+    #[cfg(feature = "constrain")]
+    pub shape: shape::Shape,
 }
 
 impl Completion {
@@ -67,7 +72,15 @@ impl Completion {
             (false, Some(_)) => return Err(ApiError::field("top_logprobs", "needs `logprobs`: true")),
         };
         let longer = fields.count("max_completion_tokens", 1)?;
-        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, longer)? })
+        #[cfg(feature = "constrain")]
+        let shape = shape::Shape::of_chat(&mut fields)?;
+        let rest = Self::rest(fields, prompt, logprobs, longer)?;
+        Ok(Self {
+            adapter,
+            #[cfg(feature = "constrain")]
+            shape,
+            ..rest
+        })
     }
 
     /// `POST /v1/completions`.
@@ -76,7 +89,15 @@ impl Completion {
         let adapter = names.asked(&mut fields)?;
         let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
         let logprobs = fields.count("logprobs", 0)?;
-        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, None)? })
+        #[cfg(feature = "constrain")]
+        let shape = shape::Shape::of_text(&mut fields)?;
+        let rest = Self::rest(fields, prompt, logprobs, None)?;
+        Ok(Self {
+            adapter,
+            #[cfg(feature = "constrain")]
+            shape,
+            ..rest
+        })
     }
 
     /// The fields that both have. Greedy by default, as `edgeft run`.
@@ -129,7 +150,19 @@ impl Completion {
             }
         };
         fields.finish()?;
-        Ok(Self { prompt, adapter: None, max_tokens, sampling, stop, logprobs, n, stream, include_usage })
+        Ok(Self {
+            prompt,
+            adapter: None,
+            max_tokens,
+            sampling,
+            stop,
+            logprobs,
+            n,
+            stream,
+            include_usage,
+            #[cfg(feature = "constrain")]
+            shape: shape::Shape::default(),
+        })
     }
 }
 
@@ -256,8 +289,12 @@ fn read_messages(value: Value) -> ApiResult<Vec<Message>> {
 fn read_message(value: Value, name: &str) -> ApiResult<Message> {
     let mut fields = Fields::of(value, name)?;
     let role = fields.required_string("role")?;
+    let mut message = Message::new(role, "");
+    #[cfg(feature = "constrain")]
+    tools::read_turn(&mut fields, &mut message)?;
     let at = fields.name("content");
-    let content = match fields.take("content") {
+    message.content = match fields.take("content") {
+        None if message.calls() => String::new(),
         None => return Err(fields.missing("content")),
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => parts
@@ -267,7 +304,6 @@ fn read_message(value: Value, name: &str) -> ApiResult<Message> {
             .collect::<ApiResult<_>>()?,
         Some(other) => return Err(wrong(&at, "a string, or an array of text parts", &other)),
     };
-    let mut message = Message::new(role, content);
     if let Some(name) = fields.string("name")? {
         message.extra.push(("name".into(), name.into()));
     }

@@ -5,7 +5,11 @@ use super::ask::{self, Completion, Embeddings, Prompt};
 use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
+#[cfg(feature = "constrain")]
+use super::shape::Ready;
 use super::sse::SseStream;
+#[cfg(feature = "constrain")]
+use super::tools::Offer;
 use super::wire::{ApiError, ApiResult};
 use super::{Serving, Shared, openapi};
 use crate::chat::Message;
@@ -188,11 +192,15 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
     }
     let (chat, n, stream, usage) = (asked.is_chat(), asked.n, asked.stream, asked.include_usage);
     let adapter = asked.adapter;
+    #[cfg(feature = "constrain")]
+    let reader = asked.shape.reader(model)?;
     let work = generation(&app, asked).await?;
     let head = Head::new(chat, app.names.of(adapter).clone());
     let events = submit(&app, Owner(owner.0, adapter), work)?;
     if stream {
         let chunks = Chunks::new(head, model.tokenizer.as_ref(), n, usage);
+        #[cfg(feature = "constrain")]
+        let chunks = chunks.reading(reader);
         return Ok(SseStream::new(events, chunks, busy).into_response());
     }
     let with_logprobs = |(generation, tokens): (Generation, Tokens)| {
@@ -200,7 +208,11 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
         (generation, logprobs)
     };
     let all: Vec<_> = collect(events, n).await?.into_iter().map(with_logprobs).collect();
-    Ok(Json(reply::whole(&head, &all)?).into_response())
+    #[cfg(feature = "constrain")]
+    let message = |text: &str| reader.as_ref().map_or_else(|| reply::said(text), |reader| reader.clone().message(text));
+    #[cfg(not(feature = "constrain"))]
+    let message = reply::said;
+    Ok(Json(reply::whole(&head, &all, message)?).into_response())
 }
 
 /// Tokens with their log-probabilities, where these were asked for.
@@ -230,13 +242,26 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
     let model = serving(app)?;
     let chat = asked.is_chat();
     let param = if chat { "messages" } else { "prompt" };
+    #[cfg(feature = "constrain")]
+    let shape = asked.shape.clone();
+    #[cfg(feature = "constrain")]
+    let ready = match shape.is_free() {
+        true => Ready::default(),
+        false => aside(app, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
+    };
     let prompt = match asked.prompt {
         Prompt::Ids(ids) => ids,
         Prompt::Text(text) => aside(app, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
         Prompt::Messages(messages) => {
-            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages)).await?
+            #[cfg(feature = "constrain")]
+            let tools = asked.shape.offer.map(Offer::into_tools);
+            #[cfg(not(feature = "constrain"))]
+            let tools: Option<Vec<Value>> = None;
+            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages, tools.as_deref())).await?
         }
     };
+    #[cfg(feature = "constrain")]
+    let prompt = [prompt, ready.forced].concat();
     if prompt.is_empty() {
         return Err(ApiError::field(param, "it has no tokens"));
     }
@@ -257,29 +282,57 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
         stop_ids: None,
         logprobs: asked.logprobs,
         own_text: chat,
+        #[cfg(feature = "constrain")]
+        grammar: ready.grammar,
+        #[cfg(feature = "constrain")]
+        show: ready.show,
     };
     Ok(Work::Generate { prompt, options, n: asked.n })
 }
 
 /// Ids of a chat. A message that spells a control token could forge a turn, so it is refused.
-fn render(serving: &Serving, tokenizer: &Tokenizer, messages: &[Message]) -> ApiResult<Vec<u32>> {
-    if serving.chat.is_none() {
+fn render(
+    serving: &Serving,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&[Value]>,
+) -> ApiResult<Vec<u32>> {
+    let Some(chat) = &serving.chat else {
         let message = "the model has no chat template, and a guessed one would answer badly; send a plain prompt to \
                        /v1/completions, or serve a model that was tuned on chats";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
-    }
+    };
+    let forged = |param: String, texts: &mut dyn Iterator<Item = &str>| match texts
+        .find_map(|text| tokenizer.control_token_in(text))
+    {
+        Some(token) => {
+            Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")))
+        }
+        None => Ok(()),
+    };
     for (i, message) in messages.iter().enumerate() {
-        if let Some(token) =
-            [&message.role, &message.content].into_iter().find_map(|text| tokenizer.control_token_in(text))
-        {
-            let param = format!("messages[{i}]");
-            return Err(ApiError::field(
-                &param,
-                format!("it spells the control token {token}, which only the template may"),
-            ));
+        let own = [message.role.as_str(), &message.content].into_iter();
+        forged(format!("messages[{i}]"), &mut own.chain(message.extra.iter().flat_map(|(_, v)| texts(v))))?;
+        if message.calls() && !chat.source().contains("tool_calls") {
+            let param = format!("messages[{i}].tool_calls");
+            let error = ApiError::field(&param, "the model's chat template knows no calls of tools; leave it out");
+            return Err(ApiError { code: Some("unsupported_by_model"), ..error });
         }
     }
-    Ok(chat_ids(serving.chat.as_ref(), tokenizer, messages, None)?)
+    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
+        forged(format!("tools[{i}]"), &mut texts(tool).into_iter())?;
+    }
+    Ok(chat_ids(Some(chat), tokenizer, messages, tools)?)
+}
+
+/// Every text inside of a value, keys too.
+fn texts(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(all) => all.iter().flat_map(texts).collect(),
+        Value::Object(map) => map.iter().flat_map(|(key, v)| [vec![key.as_str()], texts(v)].concat()).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Ids of texts, each of which must fit.
