@@ -26,6 +26,7 @@
 //! the bounds that keep a hostile schema from the stack, the memory and the hours of a device ([`bounds`]).
 
 pub mod bounds;
+mod held;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -38,6 +39,7 @@ use serde_json::{Value as Json, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::tokenizer::Tokenizer;
+pub(crate) use held::Held;
 pub(crate) use vocabulary::Vocabulary;
 
 /// How long a constraint may take to become a grammar.
@@ -46,10 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STACK: usize = 64 << 20;
 /// White space that JSON may hold between two of its parts: a space, or a line break with its indentation. JSON itself
 /// allows any amount, and a small model can go on with that until its tokens are spent.
-const JSON_SPACE: &str = r"[ ]|\n[ \t]{0,40}";
-
-/// The logit of what may not come.
-const NEVER: f32 = f32::NEG_INFINITY;
+const JSON_SPACE: &str = r"[ ]|\n[ \t]{0,20}";
 
 /// What an answer must be.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,51 +195,6 @@ fn one_line(message: &str) -> String {
     }
 }
 
-/// Where one generation stands in its grammar.
-pub(crate) struct Held {
-    matcher: Matcher,
-    /// What may end the text once it is whole.
-    stop_ids: Vec<u32>,
-    grammar: Grammar,
-}
-
-impl Held {
-    /// Leaves of a row of logits `(V)` only what may come next: the rest becomes minus infinity, which no sampler draws.
-    /// # Errors
-    /// [`Kind::Input`] when the grammar is too ambiguous to say within its bounds.
-    pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
-        let allowed = self.matcher.compute_mask().map_err(|e| self.lost(&e.to_string()))?;
-        let whole = self.matcher.is_accepting().map_err(|e| self.lost(&e.to_string()))?;
-        let ends: Vec<(usize, f32)> = match whole {
-            true => self.stop_ids.iter().filter_map(|id| Some((*id as usize, *logits.get(*id as usize)?))).collect(),
-            false => Vec::new(),
-        };
-        for (word, logits) in logits.chunks_mut(32).enumerate() {
-            let bits = allowed.as_slice().get(word).copied().unwrap_or(0);
-            logits.iter_mut().enumerate().filter(|(bit, _)| bits >> bit & 1 == 0).for_each(|(_, x)| *x = NEVER);
-        }
-        // The library knows the vocabulary's ends; this generation may have its own.
-        for id in &*self.grammar.ends {
-            if let Some(x) = logits.get_mut(*id as usize) {
-                *x = NEVER;
-            }
-        }
-        ends.into_iter().for_each(|(id, x)| logits[id] = x);
-        Ok(())
-    }
-
-    /// Goes on by an id; whether the text is whole and nothing can follow.
-    pub fn take(&mut self, id: u32) -> Result<bool> {
-        self.matcher.consume_token(id).map_err(|e| self.lost(&e.to_string()))?;
-        Ok(self.matcher.is_stopped())
-    }
-
-    fn lost(&self, why: &str) -> Error {
-        let message = format!("the next tokens cannot be told within its bounds ({}); make it simpler", one_line(why));
-        Error::new(Kind::Input, self.grammar.place(), message)
-    }
-}
-
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     const fn moved<T: Send>() {}
@@ -249,13 +203,13 @@ const _: () = {
 };
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::sample::{Sampler, Sampling};
     use crate::tokenizer::Specials;
 
     /// All bytes, some words, and an end.
-    fn tokenizer() -> Tokenizer {
+    pub(crate) fn tokenizer() -> Tokenizer {
         let words = ["{\"", "\":", "\",", "Ġ\"", "name", "true", "age", "]}"];
         // GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
         let printable = |b: u32| (0x21..0x7f).contains(&b) || (0xa1..0xad).contains(&b) || b > 0xad;
@@ -287,7 +241,7 @@ mod tests {
     }
 
     /// What random logits write under a constraint, and whether it came to its end.
-    fn write(constraint: &Constraint, tokenizer: &Tokenizer, seed: u64, most: usize) -> (String, bool) {
+    pub(crate) fn write(constraint: &Constraint, tokenizer: &Tokenizer, seed: u64, most: usize) -> (String, bool) {
         let grammar = Grammar::new(constraint, tokenizer).unwrap();
         let mut held = grammar.begin(tokenizer.stop_ids());
         let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }).unwrap();
@@ -308,12 +262,12 @@ mod tests {
         (String::from_utf8_lossy(&bytes).into_owned(), false)
     }
 
-    fn schema(schema: Json) -> Constraint {
+    pub(super) fn schema(schema: Json) -> Constraint {
         Constraint::JsonSchema(schema)
     }
 
     #[track_caller]
-    fn refuses(constraint: Constraint, kind: Kind, because: &str) {
+    pub(super) fn refuses(constraint: Constraint, kind: Kind, because: &str) {
         let start = Instant::now();
         let error = Grammar::new(&constraint, &tokenizer()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(because), "{error}");
@@ -356,7 +310,7 @@ mod tests {
             assert!(text.starts_with('{'), "{text}");
             // Read without its numbers, which may be larger than an f64.
             assert!(!ended || serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok(), "{text}");
-            assert!(!text.contains("\n\n") && !text.contains(&" ".repeat(42)), "{text}");
+            assert!(!text.contains("\n\n") && !text.contains(&" ".repeat(22)), "{text}");
         }
     }
 
@@ -427,86 +381,5 @@ mod tests {
         let error =
             Grammar::new(&Constraint::Lark("start: ANY\nANY: /a/ & /b/".into()), &cannot).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), Kind::Input, "{error}");
-    }
-
-    #[test]
-    fn references_are_followed_inside_the_document_alone() {
-        refuses(schema(json!({"$ref": "https://example.org/s.json"})), Kind::Input, "outside the document");
-        refuses(schema(json!({"$ref": "file:///etc/passwd"})), Kind::Input, "outside the document");
-        refuses(schema(json!({"$ref": "#/$defs/none"})), Kind::Input, "not in the document");
-        refuses(schema(json!({"$ref": "#"})), Kind::Input, "JSON schema");
-        let list = schema(json!({"type": "object", "required": ["next"], "additionalProperties": false, "properties":
-            {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}}}));
-        let (text, ended) = write(&list, &tokenizer(), 3, 2000);
-        assert!(!ended || serde_json::from_str::<Json>(&text).is_ok(), "{text}");
-        let named = schema(json!({"type": "object", "properties": {"$ref": {"type": "null"}}, "required": ["$ref"],
-            "additionalProperties": false}));
-        assert_eq!(
-            serde_json::from_str::<Json>(&write(&named, &tokenizer(), 0, 100).0).unwrap(),
-            json!({"$ref": null})
-        );
-    }
-
-    #[test]
-    fn what_would_take_the_stack_the_memory_or_the_day_is_refused() {
-        let mut deep = json!({"type": "null"});
-        (0..200).for_each(|_| deep = json!({"items": deep}));
-        refuses(schema(deep), Kind::Limit, "deeper than 64");
-        let wide: Vec<String> = (0..9000).map(|i| format!("value {i}")).collect();
-        refuses(schema(json!({"enum": wide})), Kind::Limit, "more than 65536");
-        refuses(schema(json!({"type": "array", "minItems": 1_000_000_000_000u64})), Kind::Limit, "more than 10000");
-        let mut defs = serde_json::Map::new();
-        (0..1000)
-            .for_each(|i| drop(defs.insert(i.to_string(), json!({"items": {"$ref": format!("#/$defs/{}", i + 1)}}))));
-        defs.insert("1000".into(), json!({"type": "null"}));
-        refuses(schema(json!({"$ref": "#/$defs/0", "$defs": defs})), Kind::Limit, "the most is 1024");
-        // Choices of choices: 4 to the 9th combinations.
-        let four = |i: usize| {
-            let one = |j| json!({"type": "object", "properties": {format!("p{i}"): {"const": j}}});
-            json!({"anyOf": (0..4).map(one).collect::<Vec<_>>()})
-        };
-        refuses(schema(json!({"allOf": (0..9).map(four).collect::<Vec<_>>()})), Kind::Input, "too large");
-    }
-
-    /// As deep as the bounds let through: it must fit the stack.
-    #[test]
-    fn the_deepest_chain_of_references_is_compiled() {
-        let leaf = (0..28).fold(json!({"type": "null"}), |s, _| json!({"type": "array", "maxItems": 1, "items": s}));
-        let mut defs = serde_json::Map::new();
-        for i in 0..30 {
-            let next = if i == 29 { json!({"type": "null"}) } else { json!({"$ref": format!("#/$defs/{}", i + 1)}) };
-            defs.insert(i.to_string(), (0..28).fold(next, |s, _| json!({"type": "array", "maxItems": 1, "items": s})));
-        }
-        let deep = schema(json!({"anyOf": [{"$ref": "#/$defs/0"}, leaf], "$defs": defs}));
-        let (text, ended) = write(&deep, &tokenizer(), 1, 3000);
-        assert!(ended && text.starts_with('['), "{text}");
-    }
-
-    /// Expressions whose automata are huge: masks may fail with a named limit, and must neither hang nor panic.
-    #[test]
-    fn an_automaton_that_explodes_is_stopped_by_its_bounds() {
-        let tokenizer = tokenizer();
-        let hostile =
-            ["((a{1000}){1000}){1000}", "(a|b)*a(a|b){400}c", "(.*a.*b.*){20}", "(a?){300}a{300}", "([a-z]+[0-9]*)*x"];
-        for regex in hostile {
-            let start = Instant::now();
-            let outcome = Grammar::new(&Constraint::Regex(regex.into()), &tokenizer).and_then(|grammar| {
-                let mut held = grammar.begin(tokenizer.stop_ids());
-                let mut sampler = Sampler::new(Sampling { temperature: 1.0, ..Sampling::default() })?;
-                for _ in 0..300 {
-                    let mut logits = vec![0.0; tokenizer.vocab_size()];
-                    held.mask(&mut logits)?;
-                    let id = sampler.next(&mut logits, &[])?;
-                    if tokenizer.stop_ids().contains(&id) || held.take(id)? {
-                        break;
-                    }
-                }
-                Ok(())
-            });
-            assert!(start.elapsed() < Duration::from_secs(20), "{regex}: {:?}", start.elapsed());
-            if let Err(e) = outcome {
-                assert_eq!(e.kind(), Kind::Input, "{regex}: {e}");
-            }
-        }
     }
 }

@@ -10,6 +10,7 @@
 //! - [`handlers`]: what each path does
 //! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
 //! - `shape`, `tools`, `calls` (feature `constrain`): what an answer must be, what it may call, which calls it holds
+//! - [`messages`]: the turns of a chat
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
 //! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
@@ -27,6 +28,7 @@ mod calls;
 mod guard;
 mod handlers;
 pub mod memory;
+mod messages;
 mod metrics;
 mod names;
 mod openapi;

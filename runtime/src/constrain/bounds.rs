@@ -135,3 +135,94 @@ fn at(place: &str) -> String {
 fn limit(place: &str, message: String) -> Error {
     Error::new(Kind::Limit, at(place), message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::constrain::tests::{refuses, schema, tokenizer, write};
+    use crate::constrain::{Constraint, Grammar};
+    use crate::sample::{Sampler, Sampling};
+    use serde_json::json;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn references_are_followed_inside_the_document_alone() {
+        refuses(schema(json!({"$ref": "https://example.org/s.json"})), Kind::Input, "outside the document");
+        refuses(schema(json!({"$ref": "file:///etc/passwd"})), Kind::Input, "outside the document");
+        refuses(schema(json!({"$ref": "#/$defs/none"})), Kind::Input, "not in the document");
+        refuses(schema(json!({"$ref": "#"})), Kind::Input, "JSON schema");
+        let list = schema(json!({"type": "object", "required": ["next"], "additionalProperties": false, "properties":
+            {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}}}));
+        let (text, ended) = write(&list, &tokenizer(), 3, 2000);
+        assert!(!ended || serde_json::from_str::<Json>(&text).is_ok(), "{text}");
+        let named = schema(json!({"type": "object", "properties": {"$ref": {"type": "null"}}, "required": ["$ref"],
+            "additionalProperties": false}));
+        assert_eq!(
+            serde_json::from_str::<Json>(&write(&named, &tokenizer(), 0, 100).0).unwrap(),
+            json!({"$ref": null})
+        );
+    }
+
+    #[test]
+    fn what_would_take_the_stack_the_memory_or_the_day_is_refused() {
+        let mut deep = json!({"type": "null"});
+        (0..200).for_each(|_| deep = json!({"items": deep}));
+        refuses(schema(deep), Kind::Limit, "deeper than 64");
+        let wide: Vec<String> = (0..9000).map(|i| format!("value {i}")).collect();
+        refuses(schema(json!({"enum": wide})), Kind::Limit, "more than 65536");
+        refuses(schema(json!({"type": "array", "minItems": 1_000_000_000_000u64})), Kind::Limit, "more than 10000");
+        let mut defs = serde_json::Map::new();
+        (0..1000)
+            .for_each(|i| drop(defs.insert(i.to_string(), json!({"items": {"$ref": format!("#/$defs/{}", i + 1)}}))));
+        defs.insert("1000".into(), json!({"type": "null"}));
+        refuses(schema(json!({"$ref": "#/$defs/0", "$defs": defs})), Kind::Limit, "the most is 1024");
+        // Choices of choices: 4 to the 9th combinations.
+        let four = |i: usize| {
+            let one = |j| json!({"type": "object", "properties": {format!("p{i}"): {"const": j}}});
+            json!({"anyOf": (0..4).map(one).collect::<Vec<_>>()})
+        };
+        refuses(schema(json!({"allOf": (0..9).map(four).collect::<Vec<_>>()})), Kind::Input, "too large");
+    }
+
+    /// As deep as the bounds let through: it must fit the stack.
+    #[test]
+    fn the_deepest_chain_of_references_is_compiled() {
+        let leaf = (0..28).fold(json!({"type": "null"}), |s, _| json!({"type": "array", "maxItems": 1, "items": s}));
+        let mut defs = serde_json::Map::new();
+        for i in 0..30 {
+            let next = if i == 29 { json!({"type": "null"}) } else { json!({"$ref": format!("#/$defs/{}", i + 1)}) };
+            defs.insert(i.to_string(), (0..28).fold(next, |s, _| json!({"type": "array", "maxItems": 1, "items": s})));
+        }
+        let deep = schema(json!({"anyOf": [{"$ref": "#/$defs/0"}, leaf], "$defs": defs}));
+        let (text, ended) = write(&deep, &tokenizer(), 1, 3000);
+        assert!(ended && text.starts_with('['), "{text}");
+    }
+
+    /// Expressions whose automata are huge: masks may fail with a named limit, and must neither hang nor panic.
+    #[test]
+    fn an_automaton_that_explodes_is_stopped_by_its_bounds() {
+        let tokenizer = tokenizer();
+        let hostile =
+            ["((a{1000}){1000}){1000}", "(a|b)*a(a|b){400}c", "(.*a.*b.*){20}", "(a?){300}a{300}", "([a-z]+[0-9]*)*x"];
+        for regex in hostile {
+            let start = Instant::now();
+            let outcome = Grammar::new(&Constraint::Regex(regex.into()), &tokenizer).and_then(|grammar| {
+                let mut held = grammar.begin(tokenizer.stop_ids());
+                let mut sampler = Sampler::new(Sampling { temperature: 1.0, ..Sampling::default() })?;
+                for _ in 0..300 {
+                    let mut logits = vec![0.0; tokenizer.vocab_size()];
+                    held.mask(&mut logits)?;
+                    let id = sampler.next(&mut logits, &[])?;
+                    if tokenizer.stop_ids().contains(&id) || held.take(id)? {
+                        break;
+                    }
+                }
+                Ok(())
+            });
+            assert!(start.elapsed() < Duration::from_secs(20), "{regex}: {:?}", start.elapsed());
+            if let Err(e) = outcome {
+                assert_eq!(e.kind(), Kind::Input, "{regex}: {e}");
+            }
+        }
+    }
+}

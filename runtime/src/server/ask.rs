@@ -1,10 +1,11 @@
 //! Request bodies -> what is asked, checked before anything is queued.
 
+use super::messages::read_messages;
 use super::names::Names;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
-use super::wire::{ApiError, ApiResult, Fields, wrong};
 #[cfg(feature = "constrain")]
-use super::{shape, tools};
+use super::shape;
+use super::wire::{ApiError, ApiResult, Fields, wrong};
 use crate::chat::Message;
 use crate::sample::Sampling;
 use axum::http::StatusCode;
@@ -276,51 +277,6 @@ pub(super) fn detokenize(body: &[u8], names: &Names) -> ApiResult<Vec<u32>> {
     };
     fields.finish()?;
     Ok(ids)
-}
-
-fn read_messages(value: Value) -> ApiResult<Vec<Message>> {
-    let Value::Array(all) = value else { return Err(wrong("messages", "an array", &value)) };
-    if all.is_empty() {
-        return Err(ApiError::field("messages", "it is empty; give at least one message"));
-    }
-    all.into_iter().enumerate().map(|(i, value)| read_message(value, &format!("messages[{i}]"))).collect()
-}
-
-fn read_message(value: Value, name: &str) -> ApiResult<Message> {
-    let mut fields = Fields::of(value, name)?;
-    let role = fields.required_string("role")?;
-    let mut message = Message::new(role, "");
-    #[cfg(feature = "constrain")]
-    tools::read_turn(&mut fields, &mut message)?;
-    let at = fields.name("content");
-    message.content = match fields.take("content") {
-        None if message.calls() => String::new(),
-        None => return Err(fields.missing("content")),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts
-            .into_iter()
-            .enumerate()
-            .map(|(i, part)| read_part(part, &format!("{at}[{i}]")))
-            .collect::<ApiResult<_>>()?,
-        Some(other) => return Err(wrong(&at, "a string, or an array of text parts", &other)),
-    };
-    if let Some(name) = fields.string("name")? {
-        message.extra.push(("name".into(), name.into()));
-    }
-    fields.finish()?;
-    Ok(message)
-}
-
-/// A part of a message's content; only text is known.
-fn read_part(value: Value, name: &str) -> ApiResult<String> {
-    let mut part = Fields::of(value, name)?;
-    let kind = part.required_string("type")?;
-    if kind != "text" {
-        return Err(ApiError::field(&part.name("type"), format!("`{kind}` is not supported; only `text` is")));
-    }
-    let text = part.required_string("text")?;
-    part.finish()?;
-    Ok(text)
 }
 
 fn read_prompt(value: Value) -> ApiResult<Prompt> {

@@ -302,17 +302,9 @@ fn render(
                        /v1/completions, or serve a model that was tuned on chats";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
     };
-    let forged = |param: String, texts: &mut dyn Iterator<Item = &str>| match texts
-        .find_map(|text| tokenizer.control_token_in(text))
-    {
-        Some(token) => {
-            Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")))
-        }
-        None => Ok(()),
-    };
     for (i, message) in messages.iter().enumerate() {
         let own = [message.role.as_str(), &message.content].into_iter();
-        forged(format!("messages[{i}]"), &mut own.chain(message.extra.iter().flat_map(|(_, v)| texts(v))))?;
+        unforged(tokenizer, format!("messages[{i}]"), own.chain(message.extra.iter().flat_map(|(_, v)| texts(v))))?;
         if message.calls() && !chat.source().contains("tool_calls") {
             let param = format!("messages[{i}].tool_calls");
             let error = ApiError::field(&param, "the model's chat template knows no calls of tools; leave it out");
@@ -320,9 +312,18 @@ fn render(
         }
     }
     for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
-        forged(format!("tools[{i}]"), &mut texts(tool).into_iter())?;
+        unforged(tokenizer, format!("tools[{i}]"), texts(tool).into_iter())?;
     }
     Ok(chat_ids(Some(chat), tokenizer, messages, tools)?)
+}
+
+fn unforged<'a>(tokenizer: &Tokenizer, param: String, mut texts: impl Iterator<Item = &'a str>) -> ApiResult<()> {
+    match texts.find_map(|text| tokenizer.control_token_in(text)) {
+        None => Ok(()),
+        Some(token) => {
+            Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")))
+        }
+    }
 }
 
 /// Every text inside of a value, keys too.

@@ -3,7 +3,7 @@
 use super::calls::{Form, Reader};
 use super::shape::{Wanted, check_name};
 use super::wire::{ApiError, ApiResult, Fields, wrong};
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::ChatTemplate;
 use crate::constrain::{Constraint, bounds, spaced};
 use crate::tokenizer::Tokenizer;
 use axum::http::StatusCode;
@@ -200,44 +200,6 @@ fn read_choice(value: Value, functions: &[Function]) -> ApiResult<Option<Choice>
     }
 }
 
-/// The fields of a message that say what was called, and what came of it, as templates take them.
-pub(super) fn read_turn(fields: &mut Fields, message: &mut Message) -> ApiResult<()> {
-    if message.role == "assistant"
-        && let Some(calls) = fields.take("tool_calls")
-    {
-        let at = fields.name("tool_calls");
-        let Value::Array(all) = calls else { return Err(wrong(&at, "an array", &calls)) };
-        let calls = all.into_iter().enumerate().map(|(i, call)| read_call(call, &format!("{at}[{i}]")));
-        message.extra.push(("tool_calls".into(), calls.collect::<ApiResult<Vec<_>>>()?.into()));
-    }
-    if message.role == "tool"
-        && let Some(id) = fields.string("tool_call_id")?
-    {
-        message.extra.push(("tool_call_id".into(), id.into()));
-    }
-    Ok(())
-}
-
-/// A call that was made. Templates print its arguments as JSON, so they are parsed: the text of a text would be quoted twice.
-fn read_call(value: Value, name: &str) -> ApiResult<Value> {
-    let mut call = Fields::of(value, name)?;
-    let id = call.string("id")?;
-    let kind = call.required_string("type")?;
-    if kind != "function" {
-        return Err(ApiError::field(&call.name("type"), format!("`{kind}` is not supported; only `function` is")));
-    }
-    let at = call.name("function");
-    let function = call.take("function").ok_or_else(|| call.missing("function"))?;
-    call.finish()?;
-    let mut function = Fields::of(function, &at)?;
-    let (name, arguments) = (function.required_string("name")?, function.required_string("arguments")?);
-    let at = function.name("arguments");
-    function.finish()?;
-    let arguments: Value = serde_json::from_str(if arguments.trim().is_empty() { "{}" } else { &arguments })
-        .map_err(|e| ApiError::field(&at, format!("it is no JSON: {e}")))?;
-    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
-}
-
 /// The form in which a template's model writes its calls.
 /// # Errors
 /// 400 for a template that takes no tools, or shows them in a form that is not known here.
@@ -251,4 +213,55 @@ pub(super) fn form(chat: &ChatTemplate, param: &str) -> ApiResult<Form> {
         return Err(refused("the model's chat template takes no tools"));
     }
     Form::of(chat.source()).ok_or_else(|| refused("the model's chat template has calls in a form not known here"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::constrain::tests::{tokenizer, write};
+    use crate::server::calls::Said;
+
+    fn offer(choice: Value) -> Offer {
+        let schema = json!({"type": "object", "additionalProperties": false, "required": ["to"], "properties":
+            {"to": {"$ref": "#/$defs/to"}}, "$defs": {"to": {"enum": ["a\"b", "{é}"]}}});
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+        let body = json!({"tools": [tool("f"), tool("g-2")], "tool_choice": choice});
+        Offer::read(&mut Fields::parse(body.to_string().as_bytes()).unwrap()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_a_forced_grammar_writes_is_read_as_calls_in_every_form() {
+        let tokenizer = tokenizer();
+        for form in [Form::Hermes, Form::Llama, Form::Mistral] {
+            let mut most = 0;
+            for seed in 0..12 {
+                let named = json!({"type": "function", "function": {"name": "g-2"}});
+                let offer = offer(if seed % 2 == 0 { "required".into() } else { named });
+                let wanted = offer.wanted(form).unwrap();
+                let (text, ended) = write(&wanted.constraint, &tokenizer, seed, 3000);
+                assert!(ended, "{text}");
+                let mut reader = offer.reader(form);
+                let mut said = reader.push(&text);
+                said.extend(reader.finish());
+                for one in &said {
+                    let Said::Call(call) = one else { panic!("{form:?}: {one:?} in {text}") };
+                    let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                    assert!(arguments["to"] == "a\"b" || arguments["to"] == "{é}", "{text}");
+                    assert!(call.name == "g-2" || (call.name == "f" && seed % 2 == 0), "{text}");
+                }
+                assert!(!said.is_empty() && said.len() <= MAX_CALLS && (seed % 2 == 0 || said.len() == 1), "{text}");
+                most = most.max(said.len());
+            }
+            assert_eq!(most > 1, form != Form::Llama, "{form:?} writes up to {most} calls");
+        }
+    }
+
+    #[test]
+    fn a_choice_of_none_offers_nothing_and_auto_holds_nothing() {
+        let auto = offer("auto".into());
+        assert!(auto.wanted(Form::Hermes).is_none() && auto.forced(Form::Mistral, &tokenizer()).unwrap().is_empty());
+        assert_eq!(auto.clone().into_tools()[0]["function"]["name"], "f");
+        let none = json!({"tools": auto.into_tools(), "tool_choice": "none"}).to_string();
+        assert_eq!(Offer::read(&mut Fields::parse(none.as_bytes()).unwrap()), Ok(None));
+    }
 }
