@@ -84,7 +84,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! No network, no environment (but for `EDGEFT_ISA`), nothing printed, and no thread but the workers of a session.
+//! No network, no environment (but for `EDGEFT_ISA`), nothing printed, and no thread but the workers of a session, and
+//! one while a constraint is compiled.
 //!
 //! # Elsewhere
 //!
