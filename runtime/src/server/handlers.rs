@@ -2,6 +2,7 @@
 
 use super::accept::Busy;
 use super::ask::{self, Completion, Embeddings, Prompt};
+use super::messages::render;
 use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
@@ -12,9 +13,8 @@ use super::sse::SseStream;
 use super::tools::Offer;
 use super::wire::{ApiError, ApiResult};
 use super::{Serving, Shared, openapi};
-use crate::chat::Message;
 use crate::model::Task;
-use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs, chat_ids};
+use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs};
 use crate::tokenizer::Tokenizer;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -247,6 +247,12 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
     #[cfg(feature = "constrain")]
     let ready = match shape.is_free() {
         true => Ready::default(),
+        false if model.tokenizer.is_none() => {
+            return Err(ApiError::field(
+                "response_format",
+                "the model carries no tokenizer, so no text can be held to it",
+            ));
+        }
         false => aside(app, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
     };
     let prompt = match asked.prompt {
@@ -288,52 +294,6 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
         show: ready.show,
     };
     Ok(Work::Generate { prompt, options, n: asked.n })
-}
-
-/// Ids of a chat. A message that spells a control token could forge a turn, so it is refused.
-fn render(
-    serving: &Serving,
-    tokenizer: &Tokenizer,
-    messages: &[Message],
-    tools: Option<&[Value]>,
-) -> ApiResult<Vec<u32>> {
-    let Some(chat) = &serving.chat else {
-        let message = "the model has no chat template, and a guessed one would answer badly; send a plain prompt to \
-                       /v1/completions, or serve a model that was tuned on chats";
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
-    };
-    for (i, message) in messages.iter().enumerate() {
-        let own = [message.role.as_str(), &message.content].into_iter();
-        unforged(tokenizer, format!("messages[{i}]"), own.chain(message.extra.iter().flat_map(|(_, v)| texts(v))))?;
-        if message.calls() && !chat.source().contains("tool_calls") {
-            let param = format!("messages[{i}].tool_calls");
-            let error = ApiError::field(&param, "the model's chat template knows no calls of tools; leave it out");
-            return Err(ApiError { code: Some("unsupported_by_model"), ..error });
-        }
-    }
-    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
-        unforged(tokenizer, format!("tools[{i}]"), texts(tool).into_iter())?;
-    }
-    Ok(chat_ids(Some(chat), tokenizer, messages, tools)?)
-}
-
-fn unforged<'a>(tokenizer: &Tokenizer, param: String, mut texts: impl Iterator<Item = &'a str>) -> ApiResult<()> {
-    match texts.find_map(|text| tokenizer.control_token_in(text)) {
-        None => Ok(()),
-        Some(token) => {
-            Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")))
-        }
-    }
-}
-
-/// Every text inside of a value, keys too.
-fn texts(value: &Value) -> Vec<&str> {
-    match value {
-        Value::String(text) => vec![text],
-        Value::Array(all) => all.iter().flat_map(texts).collect(),
-        Value::Object(map) => map.iter().flat_map(|(key, v)| [vec![key.as_str()], texts(v)].concat()).collect(),
-        _ => Vec::new(),
-    }
 }
 
 /// Ids of texts, each of which must fit.

@@ -1,7 +1,10 @@
-//! The turns of a chat: text, what was called, and what came of it.
+//! The turns of a chat: text, what was called, and what came of it; and the ids that the model's template makes of them.
 
+use super::Serving;
 use super::wire::{ApiError, ApiResult, Fields, wrong};
-use crate::chat::Message;
+use crate::chat::{Message, chat_ids};
+use crate::tokenizer::Tokenizer;
+use axum::http::StatusCode;
 use serde_json::Value;
 #[cfg(feature = "constrain")]
 use serde_json::json;
@@ -90,6 +93,53 @@ fn read_call(value: Value, name: &str) -> ApiResult<Value> {
     let arguments: Value = serde_json::from_str(if arguments.trim().is_empty() { "{}" } else { &arguments })
         .map_err(|e| ApiError::field(&at, format!("it is no JSON: {e}")))?;
     Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+}
+
+/// Ids of a chat. A message that spells a control token could forge a turn, so it is refused.
+pub(super) fn render(
+    serving: &Serving,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&[Value]>,
+) -> ApiResult<Vec<u32>> {
+    let Some(chat) = &serving.chat else {
+        let message = "the model has no chat template, and a guessed one would answer badly; send a plain prompt to \
+                       /v1/completions, or serve a model that was tuned on chats";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
+    };
+    for (i, message) in messages.iter().enumerate() {
+        let own = [message.role.as_str(), &message.content].into_iter();
+        unforged(tokenizer, format!("messages[{i}]"), own.chain(message.extra.iter().flat_map(|(_, v)| texts(v))))?;
+        if message.calls() && !chat.source().contains("tool_calls") {
+            let param = format!("messages[{i}].tool_calls");
+            let error = ApiError::field(&param, "the model's chat template knows no calls of tools; leave it out");
+            return Err(ApiError { code: Some("unsupported_by_model"), ..error });
+        }
+    }
+    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
+        unforged(tokenizer, format!("tools[{i}]"), texts(tool).into_iter())?;
+    }
+    Ok(chat_ids(Some(chat), tokenizer, messages, tools)?)
+}
+
+/// Texts that spell no control token.
+fn unforged<'a>(tokenizer: &Tokenizer, param: String, mut texts: impl Iterator<Item = &'a str>) -> ApiResult<()> {
+    match texts.find_map(|text| tokenizer.control_token_in(text)) {
+        None => Ok(()),
+        Some(token) => {
+            Err(ApiError::field(&param, format!("it spells the control token {token}, which only the template may")))
+        }
+    }
+}
+
+/// Every text inside of a value, keys too.
+fn texts(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(all) => all.iter().flat_map(texts).collect(),
+        Value::Object(map) => map.iter().flat_map(|(key, v)| [vec![key.as_str()], texts(v)].concat()).collect(),
+        _ => Vec::new(),
+    }
 }
 
 #[cfg(all(test, feature = "constrain"))]
