@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod audit;
 pub mod bench;
+pub mod constraint;
 pub mod data;
 pub mod demo;
 pub mod doctor;

@@ -4,6 +4,8 @@
 mod adapters;
 mod api;
 mod batch;
+#[cfg(feature = "constrain")]
+mod constrain;
 mod load;
 mod network;
 mod tls;
@@ -33,26 +35,28 @@ const CTX: usize = 128;
 /// A Llama of random weights behind the tokenizer and chat template of the embedded one.
 fn model() -> Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
-    let build = || {
-        let dir = tempfile::tempdir().unwrap();
-        let tokenizer = edgeft::demo::tokenizer::nano(0, 300_000).unwrap();
-        let vocab = tokenizer.get_vocab_size(true);
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 32,
-            "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": CTX, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
-            "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1,
-        });
-        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        put("config.json", &config.to_string());
-        put("tokenizer.json", &tokenizer.to_string(false).unwrap());
-        put("tokenizer_config.json", edgeft::demo::nano::TOKENIZER_CONFIG);
-        put("chat_template.jinja", edgeft::demo::tokenizer::CHAT_TEMPLATE);
-        random_weights(&dir.path().join("model.safetensors"), vocab);
-        let opened = Opened::open(dir.path().to_str().unwrap(), 0).unwrap();
-        Model::from_bytes(export::to_memory(&opened, Mix::F32).unwrap(), "tiny").unwrap()
-    };
-    MODEL.get_or_init(build).clone()
+    MODEL.get_or_init(|| with_template(edgeft::demo::tokenizer::CHAT_TEMPLATE, CTX)).clone()
+}
+
+/// The same with another chat template and context.
+fn with_template(template: &str, ctx: usize) -> Model {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = edgeft::demo::tokenizer::nano(0, 300_000).unwrap();
+    let vocab = tokenizer.get_vocab_size(true);
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": ctx, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+        "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1,
+    });
+    let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    put("config.json", &config.to_string());
+    put("tokenizer.json", &tokenizer.to_string(false).unwrap());
+    put("tokenizer_config.json", edgeft::demo::nano::TOKENIZER_CONFIG);
+    put("chat_template.jinja", template);
+    random_weights(&dir.path().join("model.safetensors"), vocab);
+    let opened = Opened::open(dir.path().to_str().unwrap(), 0).unwrap();
+    Model::from_bytes(export::to_memory(&opened, Mix::F32).unwrap(), "tiny").unwrap()
 }
 
 /// Weights of that shape, far enough from zero that the likeliest token changes from step to step.

@@ -40,6 +40,11 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Vec::new() }
     }
+
+    /// Whether it calls functions, so that it may say nothing besides.
+    pub fn calls(&self) -> bool {
+        self.extra.iter().any(|(name, _)| name == "tool_calls")
+    }
 }
 
 /// A rendered chat with the byte ranges that an assistant is taught, in order, without overlap.

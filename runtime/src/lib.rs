@@ -84,7 +84,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! No network, no environment (but for `EDGEFT_ISA`), nothing printed, and no thread but the workers of a session.
+//! No network, no environment (but for `EDGEFT_ISA`), nothing printed, and no thread but the workers of a session, and
+//! one while a constraint is compiled.
 //!
 //! # Elsewhere
 //!
@@ -98,6 +99,7 @@
 //! - [`engine`]: a batch of tokens in, output rows out, on the CPU or (features `gpu`, `ort`) by wgpu or ONNX Runtime;
 //!   [`kv_cache`]: what a sequence remembers
 //! - [`tokenizer`], [`chat`]: text <-> ids, messages -> text, from what the file carries
+//! - `constrain` (feature `constrain`): a JSON schema, a regular expression, a grammar -> which ids may come next
 //! - [`sample`]: logits -> next id;  [`session`]: prompt -> pieces of text, labels, spans
 //! - [`measure`]: an engine under a clock -> first token, ms per token, percentiles; prints nothing
 //! - `server` (feature `server`): HTTP request -> session -> SSE chunks
@@ -107,6 +109,8 @@
 pub mod capi;
 pub mod chat;
 mod clock;
+#[cfg(feature = "constrain")]
+pub mod constrain;
 pub mod engine;
 pub mod error;
 pub mod format;

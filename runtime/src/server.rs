@@ -9,6 +9,8 @@
 //! - [`routes`], [`guard`]: which path asks what, what every request has in common; who may ask
 //! - [`handlers`]: what each path does
 //! - [`wire`], [`schema`], [`ask`], [`reply`]: errors and fields; requests in; answers out;  [`names`]: of model and adapters
+//! - `shape`, `tools`, `calls` (feature `constrain`): what an answer must be, what it may call, which calls it holds
+//! - [`messages`]: the turns of a chat
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
 //! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
@@ -21,9 +23,12 @@
 
 mod accept;
 mod ask;
+#[cfg(feature = "constrain")]
+mod calls;
 mod guard;
 mod handlers;
 pub mod memory;
+mod messages;
 mod metrics;
 mod names;
 mod openapi;
@@ -33,10 +38,14 @@ mod reply;
 mod routes;
 mod schema;
 pub mod setup;
+#[cfg(feature = "constrain")]
+mod shape;
 pub mod signals;
 mod sse;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "constrain")]
+mod tools;
 mod v2;
 mod wire;
 mod worker;

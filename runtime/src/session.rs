@@ -16,6 +16,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use crate::chat::chat_ids;
+#[cfg(feature = "constrain")]
+use crate::constrain::Grammar;
 use crate::engine::{Backend, Engine, EngineOptions, KvType, Rows, Run};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Model, Task};
@@ -76,17 +78,35 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Ids that end the answer; `None` is the tokenizer's own set, empty never stops.
     pub stop_ids: Option<Vec<u32>>,
-    /// Log-probabilities of each token and of this many of the likeliest.
+    /// Log-probabilities of each token and of this many of the likeliest, as the model alone has them: before biases,
+    /// penalties and constraints.
     pub logprobs: Option<usize>,
     /// The answer is a text of its own (a chat turn), not the prompt's continuation: a SentencePiece space before its first
-    /// word is dropped.
+    /// word is dropped, unless a grammar says how it begins.
     pub own_text: bool,
+    /// What the text must be. It ends once it is whole and nothing can follow; where `max_tokens` comes first, it is the
+    /// beginning of such a text.
+    #[cfg(feature = "constrain")]
+    pub grammar: Option<Grammar>,
+    /// Control tokens that the text shows all the same, such as the mark of a tool's call.
+    #[cfg(feature = "constrain")]
+    pub show: Vec<u32>,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        let sampling = Sampling::default();
-        Self { max_tokens: 256, sampling, stop: Vec::new(), stop_ids: None, logprobs: None, own_text: false }
+        Self {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            stop_ids: None,
+            logprobs: None,
+            own_text: false,
+            #[cfg(feature = "constrain")]
+            grammar: None,
+            #[cfg(feature = "constrain")]
+            show: Vec::new(),
+        }
     }
 }
 

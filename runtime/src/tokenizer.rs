@@ -17,7 +17,11 @@ pub mod spm;
 pub mod stream;
 
 use std::ops::Range;
+#[cfg(feature = "constrain")]
+use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "constrain")]
+use crate::constrain::Vocabulary;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 pub use specials::FolderFiles;
@@ -132,6 +136,9 @@ pub struct Tokenizer {
     special: Specials,
     stop: Vec<u32>,
     joining: Joining,
+    /// Made when a constraint first asks for it.
+    #[cfg(feature = "constrain")]
+    vocabulary: OnceLock<Arc<Vocabulary>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -206,7 +213,15 @@ impl Tokenizer {
         stop.extend((0u32..).zip(&tokens).filter(|(_, t)| ends(t)).map(|(id, _)| id));
         stop.sort_unstable();
         stop.dedup();
-        Ok(Self { coder, tokens, special, stop, joining })
+        Ok(Self {
+            coder,
+            tokens,
+            special,
+            stop,
+            joining,
+            #[cfg(feature = "constrain")]
+            vocabulary: OnceLock::new(),
+        })
     }
 
     /// The ids of `text`. Special tokens spelled out in the text (`<|im_end|>`) become their ids, as in transformers; with
@@ -361,6 +376,16 @@ impl Tokenizer {
         let eos =
             |ids: &[u32]| ids.get(bos..).and_then(|rest| rest.last()).is_some_and(|&id| Some(id) == self.special.eos);
         self.special.add_eos.unwrap_or_else(|| self.encode("", true).is_ok_and(|ids| eos(&ids)))
+    }
+
+    /// What constraints are compiled for, made once.
+    #[cfg(feature = "constrain")]
+    pub(crate) fn vocabulary(&self) -> Result<Arc<Vocabulary>> {
+        if let Some(made) = self.vocabulary.get() {
+            return Ok(made.clone());
+        }
+        let made = Arc::new(Vocabulary::new(self)?);
+        Ok(self.vocabulary.get_or_init(|| made).clone())
     }
 
     /// Ids that end an answer, sorted: EOS, EOT, EOM, and control tokens known to end turns.

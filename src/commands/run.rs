@@ -1,5 +1,6 @@
 //! `edgeft run`: one prompt → text as it comes, or labels, or the answer to a question.
 
+use super::constraint::ConstraintArgs;
 use super::ort::OrtArgs;
 use super::{adapter, show};
 use crate::cli::Global;
@@ -25,6 +26,8 @@ use std::time::Instant;
     forge a turn.\n\n\
     Example:\n  edgeft run model.gguf -p \"Once upon a time\" -n 64\n  edgeft run model.gguf --chat -p \"Hello\"\n  \
     edgeft run base.gguf --adapter polite.gguf -p \"Hello\"\n  \
+    edgeft run model.gguf --chat -p \"A person, as JSON\" --schema person.json\n  \
+    edgeft run model.gguf -p \"The answer is\" --regex \" (yes|no)\"\n  \
     edgeft run reader.gguf --question \"Who?\" --context \"Ann wrote it.\"\nNext:\n  edgeft serve model.gguf"
 )]
 pub struct RunArgs {
@@ -58,6 +61,9 @@ pub struct RunArgs {
     /// Same seed, same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Flags that hold the answer to a form
+    #[command(flatten)]
+    pub constraint: ConstraintArgs,
     /// Tokens that prompt and answer may hold together [default: the model's own, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub ctx: Option<usize>,
@@ -140,6 +146,8 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
     sampling.check().map_err(|e| BadInput(format!("--{}", e.to_string().replacen('_', "-", 1))))?;
     let prompt = args.prompt.as_deref().map(prompt_text).transpose()?;
 
+    let constraint = args.constraint.read()?;
+
     let adapter = args.adapter.as_deref().map(adapter::open).transpose()?;
 
     let start = Instant::now();
@@ -160,6 +168,12 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let prompt = prompt.unwrap_or_default(); // clap asks for one of the two
+    if constraint.is_some() && !matches!(session.task(), Task::Generate | Task::Answer) {
+        crate::bad_input!(
+            "{}: it writes no text that could be held to a schema, an expression or a grammar",
+            args.model
+        );
+    }
     match session.task() {
         Task::Classify => {
             let labels = session.classify_text(&prompt)?;
@@ -185,6 +199,10 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<ExitCode> {
                 sampling,
                 own_text: args.chat,
                 ..GenerateOptions::default()
+            };
+            let options = match &constraint {
+                Some(asked) => asked.hold(&session, options)?,
+                None => options,
             };
             let generation = stream(&mut session, &ids, &options, global.json)?;
             eprintln!("{}", timings(&generation, load_ms));

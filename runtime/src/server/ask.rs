@@ -1,7 +1,10 @@
 //! Request bodies -> what is asked, checked before anything is queued.
 
+use super::messages::read_messages;
 use super::names::Names;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
+#[cfg(feature = "constrain")]
+use super::shape;
 use super::wire::{ApiError, ApiResult, Fields, wrong};
 use crate::chat::Message;
 use crate::sample::Sampling;
@@ -47,6 +50,9 @@ pub(super) struct Completion {
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
+    /// What it must be.
+    #[cfg(feature = "constrain")]
+    pub shape: shape::Shape,
 }
 
 impl Completion {
@@ -67,7 +73,15 @@ impl Completion {
             (false, Some(_)) => return Err(ApiError::field("top_logprobs", "needs `logprobs`: true")),
         };
         let longer = fields.count("max_completion_tokens", 1)?;
-        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, longer)? })
+        #[cfg(feature = "constrain")]
+        let shape = shape::Shape::of_chat(&mut fields)?;
+        let rest = Self::rest(fields, prompt, logprobs, longer)?;
+        Ok(Self {
+            adapter,
+            #[cfg(feature = "constrain")]
+            shape,
+            ..rest
+        })
     }
 
     /// `POST /v1/completions`.
@@ -76,7 +90,15 @@ impl Completion {
         let adapter = names.asked(&mut fields)?;
         let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
         let logprobs = fields.count("logprobs", 0)?;
-        Ok(Self { adapter, ..Self::rest(fields, prompt, logprobs, None)? })
+        #[cfg(feature = "constrain")]
+        let shape = shape::Shape::of_text(&mut fields)?;
+        let rest = Self::rest(fields, prompt, logprobs, None)?;
+        Ok(Self {
+            adapter,
+            #[cfg(feature = "constrain")]
+            shape,
+            ..rest
+        })
     }
 
     /// The fields that both have. Greedy by default, as `edgeft run`.
@@ -129,7 +151,19 @@ impl Completion {
             }
         };
         fields.finish()?;
-        Ok(Self { prompt, adapter: None, max_tokens, sampling, stop, logprobs, n, stream, include_usage })
+        Ok(Self {
+            prompt,
+            adapter: None,
+            max_tokens,
+            sampling,
+            stop,
+            logprobs,
+            n,
+            stream,
+            include_usage,
+            #[cfg(feature = "constrain")]
+            shape: shape::Shape::default(),
+        })
     }
 }
 
@@ -243,48 +277,6 @@ pub(super) fn detokenize(body: &[u8], names: &Names) -> ApiResult<Vec<u32>> {
     };
     fields.finish()?;
     Ok(ids)
-}
-
-fn read_messages(value: Value) -> ApiResult<Vec<Message>> {
-    let Value::Array(all) = value else { return Err(wrong("messages", "an array", &value)) };
-    if all.is_empty() {
-        return Err(ApiError::field("messages", "it is empty; give at least one message"));
-    }
-    all.into_iter().enumerate().map(|(i, value)| read_message(value, &format!("messages[{i}]"))).collect()
-}
-
-fn read_message(value: Value, name: &str) -> ApiResult<Message> {
-    let mut fields = Fields::of(value, name)?;
-    let role = fields.required_string("role")?;
-    let at = fields.name("content");
-    let content = match fields.take("content") {
-        None => return Err(fields.missing("content")),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts
-            .into_iter()
-            .enumerate()
-            .map(|(i, part)| read_part(part, &format!("{at}[{i}]")))
-            .collect::<ApiResult<_>>()?,
-        Some(other) => return Err(wrong(&at, "a string, or an array of text parts", &other)),
-    };
-    let mut message = Message::new(role, content);
-    if let Some(name) = fields.string("name")? {
-        message.extra.push(("name".into(), name.into()));
-    }
-    fields.finish()?;
-    Ok(message)
-}
-
-/// A part of a message's content; only text is known.
-fn read_part(value: Value, name: &str) -> ApiResult<String> {
-    let mut part = Fields::of(value, name)?;
-    let kind = part.required_string("type")?;
-    if kind != "text" {
-        return Err(ApiError::field(&part.name("type"), format!("`{kind}` is not supported; only `text` is")));
-    }
-    let text = part.required_string("text")?;
-    part.finish()?;
-    Ok(text)
 }
 
 fn read_prompt(value: Value) -> ApiResult<Prompt> {

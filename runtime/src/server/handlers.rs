@@ -2,15 +2,19 @@
 
 use super::accept::Busy;
 use super::ask::{self, Completion, Embeddings, Prompt};
+use super::messages::render;
 use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
+#[cfg(feature = "constrain")]
+use super::shape::Ready;
 use super::sse::SseStream;
+#[cfg(feature = "constrain")]
+use super::tools::Offer;
 use super::wire::{ApiError, ApiResult};
 use super::{Serving, Shared, openapi};
-use crate::chat::Message;
 use crate::model::Task;
-use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs, chat_ids};
+use crate::session::{Answer, GenerateOptions, Generation, TokenLogprobs};
 use crate::tokenizer::Tokenizer;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -188,11 +192,15 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
     }
     let (chat, n, stream, usage) = (asked.is_chat(), asked.n, asked.stream, asked.include_usage);
     let adapter = asked.adapter;
+    #[cfg(feature = "constrain")]
+    let reader = asked.shape.reader(model)?;
     let work = generation(&app, asked).await?;
     let head = Head::new(chat, app.names.of(adapter).clone());
     let events = submit(&app, Owner(owner.0, adapter), work)?;
     if stream {
         let chunks = Chunks::new(head, model.tokenizer.as_ref(), n, usage);
+        #[cfg(feature = "constrain")]
+        let chunks = chunks.reading(reader);
         return Ok(SseStream::new(events, chunks, busy).into_response());
     }
     let with_logprobs = |(generation, tokens): (Generation, Tokens)| {
@@ -200,7 +208,11 @@ async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) ->
         (generation, logprobs)
     };
     let all: Vec<_> = collect(events, n).await?.into_iter().map(with_logprobs).collect();
-    Ok(Json(reply::whole(&head, &all)?).into_response())
+    #[cfg(feature = "constrain")]
+    let message = |text: &str| reader.as_ref().map_or_else(|| reply::said(text), |reader| reader.clone().message(text));
+    #[cfg(not(feature = "constrain"))]
+    let message = reply::said;
+    Ok(Json(reply::whole(&head, &all, message)?).into_response())
 }
 
 /// Tokens with their log-probabilities, where these were asked for.
@@ -230,13 +242,32 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
     let model = serving(app)?;
     let chat = asked.is_chat();
     let param = if chat { "messages" } else { "prompt" };
+    #[cfg(feature = "constrain")]
+    let shape = asked.shape.clone();
+    #[cfg(feature = "constrain")]
+    let ready = match shape.is_free() {
+        true => Ready::default(),
+        false if model.tokenizer.is_none() => {
+            return Err(ApiError::field(
+                "response_format",
+                "the model carries no tokenizer, so no text can be held to it",
+            ));
+        }
+        false => aside(app, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
+    };
     let prompt = match asked.prompt {
         Prompt::Ids(ids) => ids,
         Prompt::Text(text) => aside(app, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
         Prompt::Messages(messages) => {
-            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages)).await?
+            #[cfg(feature = "constrain")]
+            let tools = asked.shape.offer.map(Offer::into_tools);
+            #[cfg(not(feature = "constrain"))]
+            let tools: Option<Vec<Value>> = None;
+            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages, tools.as_deref())).await?
         }
     };
+    #[cfg(feature = "constrain")]
+    let prompt = [prompt, ready.forced].concat();
     if prompt.is_empty() {
         return Err(ApiError::field(param, "it has no tokens"));
     }
@@ -257,29 +288,12 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
         stop_ids: None,
         logprobs: asked.logprobs,
         own_text: chat,
+        #[cfg(feature = "constrain")]
+        grammar: ready.grammar,
+        #[cfg(feature = "constrain")]
+        show: ready.show,
     };
     Ok(Work::Generate { prompt, options, n: asked.n })
-}
-
-/// Ids of a chat. A message that spells a control token could forge a turn, so it is refused.
-fn render(serving: &Serving, tokenizer: &Tokenizer, messages: &[Message]) -> ApiResult<Vec<u32>> {
-    if serving.chat.is_none() {
-        let message = "the model has no chat template, and a guessed one would answer badly; send a plain prompt to \
-                       /v1/completions, or serve a model that was tuned on chats";
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message));
-    }
-    for (i, message) in messages.iter().enumerate() {
-        if let Some(token) =
-            [&message.role, &message.content].into_iter().find_map(|text| tokenizer.control_token_in(text))
-        {
-            let param = format!("messages[{i}]");
-            return Err(ApiError::field(
-                &param,
-                format!("it spells the control token {token}, which only the template may"),
-            ));
-        }
-    }
-    Ok(chat_ids(serving.chat.as_ref(), tokenizer, messages, None)?)
 }
 
 /// Ids of texts, each of which must fit.

@@ -1,5 +1,7 @@
 //! What the session gave -> JSON in OpenAI's shapes, whole or in chunks.
 
+#[cfg(feature = "constrain")]
+use super::calls::{Call, Reader, Said};
 use super::wire::{ApiError, ApiResult};
 use crate::session::{Answer, FinishReason, Generation, LabelScore, TokenLogprobs};
 use crate::tokenizer::Tokenizer;
@@ -91,15 +93,24 @@ impl Logprobs {
     }
 }
 
+/// A chat's message of text alone.
+pub(super) fn said(text: &str) -> Value {
+    json!({"role": "assistant", "content": text})
+}
+
 /// An answer in one piece: all its choices, each with its log-probabilities.
-pub(super) fn whole(head: &Head, all: &[(Generation, Value)]) -> ApiResult<Value> {
+/// - `message`: what a chat's text says, or calls
+pub(super) fn whole(head: &Head, all: &[(Generation, Value)], message: impl Fn(&str) -> Value) -> ApiResult<Value> {
     let choice = |(index, (generation, logprobs)): (usize, &(Generation, Value))| {
-        let reason = finish_reason(generation)?;
+        let mut reason = finish_reason(generation)?;
         let text = &generation.text;
         let mut choice = match head.chat {
-            true => json!({"index": index, "message": {"role": "assistant", "content": text}}),
+            true => json!({"index": index, "message": message(text)}),
             false => json!({"index": index, "text": text}),
         };
+        if choice["message"].get("tool_calls").is_some() {
+            reason = called(reason);
+        }
         choice["logprobs"] = logprobs.clone();
         choice["finish_reason"] = reason.into();
         Ok(choice)
@@ -108,6 +119,37 @@ pub(super) fn whole(head: &Head, all: &[(Generation, Value)]) -> ApiResult<Value
     let mut out = head.object(if head.chat { "chat.completion" } else { "text_completion" }, choices.into());
     out["usage"] = Usage::of(all.iter().map(|(generation, _)| generation)).json();
     Ok(out)
+}
+
+#[cfg(feature = "constrain")]
+impl Call {
+    /// With an id of its own: nine letters and digits, which every template takes.
+    fn json(self) -> Value {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let mark = RandomState::new().hash_one(COUNT.fetch_add(1, Ordering::Relaxed));
+        let id = &format!("{mark:016x}")[..9];
+        json!({"id": id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
+    }
+}
+
+#[cfg(feature = "constrain")]
+impl Reader {
+    /// A whole text as a chat's message.
+    pub fn message(mut self, text: &str) -> Value {
+        let (mut content, mut calls) = (String::new(), Vec::new());
+        let all = self.push(text).into_iter().chain(self.finish());
+        for said in all {
+            match said {
+                Said::Text(text) => content.push_str(&text),
+                Said::Call(call) => calls.push(call.json()),
+            }
+        }
+        if calls.is_empty() {
+            return said(&content);
+        }
+        let content = if content.is_empty() { Value::Null } else { content.into() };
+        json!({"role": "assistant", "content": content, "tool_calls": calls})
+    }
 }
 
 /// An answer in chunks.
@@ -119,19 +161,57 @@ pub(super) struct Chunks {
     usage: Usage,
 }
 
+/// Why an answer ended that calls functions, unless it was cut.
+fn called(reason: &'static str) -> &'static str {
+    if reason == "stop" { "tool_calls" } else { reason }
+}
+
 /// What is told of one choice so far.
 struct Choice {
     logprobs: Logprobs,
     begun: bool,
+    /// Parts its text from its calls, where functions are offered; and the calls so far.
+    #[cfg(feature = "constrain")]
+    reader: Option<(Reader, usize)>,
     /// Tokens whose text is still held back: half a character, or what may become a stop string.
     held: Vec<(u32, TokenLogprobs)>,
 }
 
 impl Chunks {
     pub fn new(head: Head, tokenizer: Option<&Arc<Tokenizer>>, n: usize, include_usage: bool) -> Self {
-        let choice =
-            || Choice { logprobs: Logprobs::new(tokenizer.cloned(), head.chat), begun: false, held: Vec::new() };
+        let choice = || Choice {
+            logprobs: Logprobs::new(tokenizer.cloned(), head.chat),
+            begun: false,
+            #[cfg(feature = "constrain")]
+            reader: None,
+            held: Vec::new(),
+        };
         Self { choices: (0..n).map(|_| choice()).collect(), head, include_usage, ended: 0, usage: Usage::default() }
+    }
+
+    /// The same, with the calls of functions told from the text.
+    #[cfg(feature = "constrain")]
+    pub fn reading(mut self, reader: Option<Reader>) -> Self {
+        self.choices.iter_mut().for_each(|choice| choice.reader = reader.clone().map(|reader| (reader, 0)));
+        self
+    }
+
+    /// Chunks of what a reader makes of a text.
+    #[cfg(feature = "constrain")]
+    fn told(&mut self, index: usize, said: Vec<Said>, out: &mut Vec<Value>) {
+        for one in said {
+            let logprobs = self.release(index);
+            let delta = match one {
+                Said::Text(text) => json!({"content": text}),
+                Said::Call(call) => {
+                    let n = self.choices[index].reader.as_mut().map_or(0, |(_, n)| std::mem::replace(n, *n + 1));
+                    let mut call = call.json();
+                    call["index"] = n.into();
+                    json!({"tool_calls": [call]})
+                }
+            };
+            out.push(self.chunk(index, delta, "", logprobs, Value::Null));
+        }
     }
 
     /// Whether every choice has ended.
@@ -181,6 +261,12 @@ impl Chunks {
         let mut out = Vec::new();
         self.begin(index, &mut out);
         self.choices[index].held.extend(token.zip(logprobs));
+        #[cfg(feature = "constrain")]
+        if let Some((reader, _)) = &mut self.choices[index].reader {
+            let said = reader.push(text);
+            self.told(index, said, &mut out);
+            return out;
+        }
         if !text.is_empty() {
             let logprobs = self.release(index);
             out.push(self.chunk(index, json!({"content": text}), text, logprobs, Value::Null));
@@ -190,9 +276,16 @@ impl Chunks {
 
     /// The chunk with the reason, and after the last choice the one with the usage when that was asked for.
     pub fn end(&mut self, index: usize, generation: &Generation) -> ApiResult<Vec<Value>> {
-        let reason = finish_reason(generation)?;
+        #[cfg_attr(not(feature = "constrain"), expect(unused_mut))]
+        let mut reason = finish_reason(generation)?;
         let mut out = Vec::new();
         self.begin(index, &mut out);
+        #[cfg(feature = "constrain")]
+        if let Some((reader, _)) = &mut self.choices[index].reader {
+            let said = reader.finish();
+            reason = if reader.called() { called(reason) } else { reason };
+            self.told(index, said, &mut out);
+        }
         let logprobs = self.release(index);
         out.push(self.chunk(index, json!({}), "", logprobs, reason.into()));
         self.ended += 1;

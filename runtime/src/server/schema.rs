@@ -2,6 +2,8 @@
 //! written from them.
 
 use super::ask::{MAX_INPUTS, MAX_LOGPROBS, MAX_N, MAX_STOPS};
+#[cfg(feature = "constrain")]
+use super::tools::MAX_TOOLS;
 use serde_json::{Map, Value, json};
 
 /// One field of a body.
@@ -61,7 +63,60 @@ fn messages() -> Value {
     let content = json!({"anyOf": [string(), {"type": "array", "items": part}]});
     let message = json!({"type": "object", "required": ["role", "content"], "additionalProperties": false,
         "properties": {"role": string(), "content": content, "name": string()}});
+    #[cfg(feature = "constrain")]
+    let message = turns(message);
     json!({"type": "array", "minItems": 1, "items": message})
+}
+
+/// Any of these messages, one that calls functions, or one that says what came of a call.
+#[cfg(feature = "constrain")]
+fn turns(mut any: Value) -> Value {
+    let call = json!({"type": "object", "required": ["type", "function"], "additionalProperties": false, "properties": {
+        "id": string(), "type": {"const": "function"}, "function": {"type": "object",
+        "required": ["name", "arguments"], "additionalProperties": false,
+        "properties": {"name": string(), "arguments": string()}}}});
+    let mut caller = any.clone();
+    caller["required"] = json!(["role", "tool_calls"]);
+    caller["properties"]["role"] = json!({"const": "assistant"});
+    caller["properties"]["content"] = json!({"anyOf": [any["properties"]["content"], {"type": "null"}]});
+    caller["properties"]["tool_calls"] = json!({"type": "array", "items": call});
+    any["properties"]["tool_call_id"] = string();
+    json!({"anyOf": [any, caller]})
+}
+
+#[cfg(feature = "constrain")]
+fn response_format() -> Value {
+    let kind = |kind: &str| {
+        json!({"type": "object", "required": ["type"], "additionalProperties": false, "properties":
+            {"type": {"const": kind}}})
+    };
+    let mut by_schema = kind("json_schema");
+    by_schema["required"] = json!(["type", "json_schema"]);
+    by_schema["properties"]["json_schema"] = json!({"type": "object", "required": ["name", "schema"],
+        "additionalProperties": false, "properties": {"name": name(), "description": string(),
+        "schema": {"type": "object"}, "strict": boolean()}});
+    json!({"anyOf": [kind("text"), kind("json_object"), by_schema]})
+}
+
+#[cfg(feature = "constrain")]
+fn name() -> Value {
+    json!({"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"})
+}
+
+#[cfg(feature = "constrain")]
+fn tools() -> Value {
+    let function = json!({"type": "object", "required": ["name"], "additionalProperties": false, "properties":
+        {"name": name(), "description": string(), "parameters": {"type": "object"}, "strict": boolean()}});
+    json!({"type": "array", "maxItems": MAX_TOOLS, "items": {"type": "object", "required": ["type", "function"],
+        "additionalProperties": false, "properties": {"type": {"const": "function"}, "function": function}}})
+}
+
+#[cfg(feature = "constrain")]
+fn tool_choice() -> Value {
+    let named = json!({"type": "object", "required": ["type", "function"], "additionalProperties": false, "properties":
+        {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"],
+        "additionalProperties": false, "properties": {"name": name()}}}});
+    json!({"anyOf": [{"enum": ["none", "auto", "required"]}, named]})
 }
 
 fn prompt() -> Value {
@@ -104,6 +159,8 @@ macro_rules! generating {
             may("stream_options", || json!({"type": "object", "additionalProperties": false,
                 "properties": {"include_usage": boolean()}})),
             may("user", string),
+            #[cfg(feature = "constrain")]
+            may("response_format", response_format),
         ]
     };
 }
@@ -113,6 +170,12 @@ pub(super) const CHAT: &[Field] = generating![
     may("max_completion_tokens", from_one),
     may("logprobs", boolean),
     may("top_logprobs", alternatives),
+    #[cfg(feature = "constrain")]
+    may("tools", tools),
+    #[cfg(feature = "constrain")]
+    may("tool_choice", tool_choice),
+    #[cfg(feature = "constrain")]
+    may("parallel_tool_calls", boolean),
 ];
 pub(super) const COMPLETION: &[Field] = generating![must("prompt", prompt), may("logprobs", alternatives)];
 pub(super) const EMBEDDINGS: &[Field] = &[

@@ -226,7 +226,7 @@ impl<'a> Worker<'a> {
                 }
                 Err(e) => {
                     let _ = self.session.end(live);
-                    choice.client.send(Event::Failed(e.into()));
+                    choice.client.send(Event::Failed(choice.failed(e)));
                 }
             }
         }
@@ -297,6 +297,16 @@ impl Choice<'_> {
         }
         let gone = client.reply.is_closed() || queue.is_cancelled();
         if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// The error that the client gets; what its grammar could not tell is its field's.
+    fn failed(&self, e: Error) -> ApiError {
+        #[cfg(feature = "constrain")]
+        if self.options.grammar.as_ref().is_some_and(|grammar| grammar.place() == e.place()) {
+            let param = Some(e.place().to_owned());
+            return ApiError { param, ..e.into() };
+        }
+        e.into()
     }
 
     fn end(self, generation: Generation) {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::stop::StopStrings;
 use super::{FinishReason, GenerateOptions, Generation, Piece, Timings, TokenLogprobs};
 use crate::clock::Clock;
+#[cfg(feature = "constrain")]
+use crate::constrain::Held;
 use crate::engine::Rows;
 use crate::error::Result;
 use crate::sample::{Sampler, logprob, top_logprobs};
@@ -21,6 +23,9 @@ pub(super) struct Progress {
     pieces: Pieces,
     logprobs: Option<usize>,
     max_tokens: usize,
+    /// What the text is held to.
+    #[cfg(feature = "constrain")]
+    held: Option<Held>,
     /// Prompt and answer.
     tokens: Vec<u32>,
     /// Of these, what the cache holds.
@@ -42,11 +47,23 @@ impl Progress {
         options: &GenerateOptions,
     ) -> Result<Self> {
         let own_ids = || tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+        let stop_ids = options.stop_ids.clone().unwrap_or_else(own_ids);
+        #[cfg(feature = "constrain")]
+        let held = options.grammar.as_ref().map(|grammar| grammar.begin(&stop_ids));
+        #[cfg(feature = "constrain")]
+        let own_text = options.own_text && held.is_none(); // a grammar says each byte, also of the first word
+        #[cfg(not(feature = "constrain"))]
+        let own_text = options.own_text;
         Ok(Self {
             sampler: Sampler::new(options.sampling.clone())?,
             stop: StopStrings::new(&options.stop)?,
-            stop_ids: options.stop_ids.clone().unwrap_or_else(own_ids),
-            pieces: Pieces::new(options.own_text),
+            stop_ids,
+            #[cfg(feature = "constrain")]
+            pieces: Pieces::new(own_text).show(options.show.clone()),
+            #[cfg(not(feature = "constrain"))]
+            pieces: Pieces::new(own_text),
+            #[cfg(feature = "constrain")]
+            held,
             logprobs: options.logprobs,
             max_tokens: options.max_tokens.min(room - prompt.len()),
             tokens: prompt.to_vec(),
@@ -108,7 +125,11 @@ impl Progress {
         let Some(row) = row else {
             return Ok(self.tell(&Piece { token: None, text: "", logprobs: None }, on_piece));
         };
-        let plain = self.logprobs.map(|_| row.to_vec()); // bias and penalties change the row
+        let plain = self.logprobs.map(|_| row.to_vec()); // bias, penalties and constraints change the row
+        #[cfg(feature = "constrain")]
+        if let Some(held) = &mut self.held {
+            held.mask(row)?;
+        }
         let id = self.sampler.next(row, &self.tokens)?;
         let now = self.start.ms();
         match self.last.replace(now) {
@@ -132,13 +153,24 @@ impl Progress {
         if self.tell(&Piece { token: Some(id), text: &text, logprobs }, on_piece).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        if self.stop.hit() {
+        if self.is_whole(id)? || self.stop.hit() {
             return Ok(self.end(FinishReason::Stop, on_piece));
         }
         if self.out.token_ids.len() == self.max_tokens {
             return Ok(self.end(FinishReason::Length, on_piece));
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Whether the text, with this id, is all that its constraint allows.
+    #[cfg(feature = "constrain")]
+    fn is_whole(&mut self, id: u32) -> Result<bool> {
+        self.held.as_mut().map_or(Ok(false), |held| held.take(id))
+    }
+
+    #[cfg(not(feature = "constrain"))]
+    fn is_whole(&mut self, _id: u32) -> Result<bool> {
+        Ok(false)
     }
 
     fn tell(&mut self, piece: &Piece, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> ControlFlow<()> {

@@ -15,6 +15,8 @@ pub struct PieceStream<'a> {
 pub(crate) struct Pieces {
     waiting: Vec<u8>,
     skip_special: bool,
+    /// Control tokens that are shown all the same.
+    shown: Vec<u32>,
     first: bool,
 }
 
@@ -50,13 +52,19 @@ impl<'a> PieceStream<'a> {
 impl Pieces {
     /// - `first`: the ids begin a text of their own
     pub fn new(first: bool) -> Self {
-        Self { waiting: Vec::new(), skip_special: true, first }
+        Self { waiting: Vec::new(), skip_special: true, shown: Vec::new(), first }
+    }
+
+    /// These are shown, also where control tokens are hidden.
+    #[cfg(feature = "constrain")]
+    pub fn show(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
     }
 
     /// See [`PieceStream::push`].
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         let hidden = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::Unused);
-        if self.skip_special && tokenizer.kind(id).is_none_or(hidden) {
+        if self.skip_special && tokenizer.kind(id).is_none_or(hidden) && !self.shown.contains(&id) {
             return String::new();
         }
         let piece = tokenizer.decode_piece(id);
