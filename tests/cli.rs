@@ -282,6 +282,35 @@ fn prompts_that_cannot_be_answered() {
     refuses(&folder, "run plain --chat -p a", &["plain", "no chat template"]);
 }
 
+#[cfg(feature = "constrain")]
+#[test]
+fn an_answer_is_held_to_an_expression_a_schema_or_a_grammar_and_to_one_of_them_alone() {
+    let folder = folder();
+    folder.write("s.json", r#"{"enum": ["red", "blue"]}"#);
+    folder.write("g.lark", "start: \"a\" start \"b\" | \"c\"");
+    folder.write("bad.json", r#"{"$ref": "http://127.0.0.1/s.json"}"#);
+    folder.write("no.json", "{");
+    let text = |flags: &str| {
+        let ran = folder.edgeft(&format!("run base -p the -n 60 --temperature 1 --json {flags}")).ok().json();
+        assert_eq!(ran["finish_reason"], "stop", "{ran}");
+        ran["text"].as_str().unwrap().to_owned()
+    };
+    for flag in ["--schema", "--json-schema"] {
+        assert!(["\"red\"", "\"blue\""].contains(&text(&format!("{flag} s.json")).as_str()));
+    }
+    assert!([" yes", " no"].contains(&text("--regex ' (yes|no)'").as_str()));
+    let balanced = text("--grammar g.lark --seed 3");
+    let (before, after) = balanced.split_once('c').unwrap();
+    assert!(before.len() == after.len() && before.chars().all(|c| c == 'a'), "{balanced}");
+    refuses(&folder, "run base -p a --schema bad.json", &["--schema bad.json", "outside the document"]);
+    refuses(&folder, "run base -p a --schema no.json", &["--schema no.json", "no JSON"]);
+    refuses(&folder, "run base -p a --grammar none.lark", &["--grammar none.lark"]);
+    refuses(&folder, "run base -p a --regex (a", &["--regex", "regular expression"]);
+    refuses(&folder, "run base -p a --regex a --schema s.json", &["--schema", "--regex", "cannot be used"]);
+    Tiny::classifier(&["a", "b"]).write(&folder, "classifier");
+    refuses(&folder, "run classifier -p a --regex a", &["classifier", "no text"]);
+}
+
 #[test]
 fn a_port_in_use_ends_in_1_and_a_wrong_address_in_2() {
     let folder = folder();
