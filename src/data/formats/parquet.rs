@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn what_is_not_read_is_refused_with_the_way_out() {
-        // The footer says of each column its path, then its codec, an enum: SNAPPY is 1, LZO 3, and thrift doubles them.
+        // At last the footer says of each column its path, then its codec, an enum: SNAPPY is 1, LZO 3, and thrift doubles them.
         let (snappy, lzo) = (b"\x04text\x15\x02", b"\x04text\x15\x06");
-        let at = PARQUET.windows(snappy.len()).position(|w| w == snappy).unwrap();
+        let at = PARQUET.windows(snappy.len()).rposition(|w| w == snappy).unwrap();
         let packed = [&PARQUET[..at], lzo, &PARQUET[at + lzo.len()..]].concat();
         for (bytes, why) in
             [(&PARQUET[..700], "no parquet file that can be read"), (&packed[..], "column `text` is packed with LZO")]
