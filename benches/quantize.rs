@@ -12,13 +12,15 @@
 //! JSON that has `seconds` and `peak_mib`. Both times are those of the work as each tells it, without starting the process.
 
 mod beside;
+mod shapes;
 
 use anyhow::{Context, bail};
-use beside::{last_line, middle, number, peer, write_model};
+use beside::{last_line, middle, number, peer};
 use candle_core::DType;
 use edgeft_runtime::format::gguf::Gguf;
 use edgeft_runtime::format::map::Mapped;
 use serde_json::{Value, json};
+use shapes::write_model;
 use std::path::Path;
 use std::process::Command;
 

@@ -14,8 +14,7 @@
 mod beside;
 
 use anyhow::{Context, bail};
-use beside::{last_line, peer};
-use edgeft_runtime::measure::stats::median;
+use beside::{last_line, middle, number, peer};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -60,7 +59,7 @@ fn main() -> anyhow::Result<()> {
         println!("{clients} at once: edgeft {own}");
         let mut row = json!({"concurrency": clients, "edgeft": own});
         if let Some(other) = other {
-            let ratio = |key: &str| Some(own[key].as_f64()? / other[key].as_f64()?);
+            let ratio = |key: &str| Some(number(&own, key).ok()? / number(&other, key).ok()?);
             let ratios = json!({"tokens_per_s": ratio("tokens_per_s"), "ttft_p50_ms": ratio("ttft_p50_ms"),
                 "ttft_p99_ms": ratio("ttft_p99_ms"), "itl_p50_ms": ratio("itl_p50_ms")});
             println!("            peer   {other}\n            edgeft / peer {ratios}");
@@ -199,7 +198,7 @@ fn ask_long(args: &Args, server: &Server, over: &AtomicBool) -> anyhow::Result<(
 fn summary(turns: &[Value]) -> anyhow::Result<Value> {
     let of = |path: &str| -> anyhow::Result<f64> {
         let all = turns.iter().map(|t| t.pointer(path).and_then(Value::as_f64)).collect::<Option<Vec<f64>>>();
-        all.and_then(|all| median(&all)).with_context(|| format!("no {path} in a turn; give it more --seconds"))
+        all.and_then(|all| middle(&all, |x| *x)).with_context(|| format!("no {path} in a turn; give it more --seconds"))
     };
     Ok(json!({"tokens_per_s": of("/tokens_per_s")?, "ttft_p50_ms": of("/ttft_ms/p50")?,
         "ttft_p99_ms": of("/ttft_ms/p99").ok(), "itl_p50_ms": of("/itl_ms/p50")?}))

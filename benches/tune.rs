@@ -11,12 +11,14 @@
 //! `tokens_per_s` and `peak_mib`. Speed is the median over the steps but the first, in both.
 
 mod beside;
+mod shapes;
 
 use anyhow::{Context, bail};
-use beside::{last_line, middle, number, peer, write_model};
+use beside::{last_line, middle, number, peer};
 use candle_core::{DType, Device, Tensor};
 use edgeft_runtime::measure::stats::median;
 use serde_json::{Value, json};
+use shapes::write_model;
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;

@@ -11,8 +11,8 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 /// Writes a fresh pair for `localhost` as `NAME.pem` and `NAME.key`.
 fn pair(folder: &Folder, name: &str) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    folder.write(&format!("{name}.pem"), &made.cert.pem());
-    folder.write(&format!("{name}.key"), &made.signing_key.serialize_pem());
+    folder.write(&format!("{name}.pem"), made.cert.pem());
+    folder.write(&format!("{name}.key"), made.signing_key.serialize_pem());
     made.cert.der().clone()
 }
 

@@ -99,16 +99,16 @@ fn read(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedK
 /// A socket in its handshake, then behind it.
 pub(super) enum Secured {
     Shaking(Accept<TcpStream>),
-    Open(Box<TlsStream<TcpStream>>),
+    Open(TlsStream<TcpStream>),
 }
 
 impl Secured {
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut TlsStream<TcpStream>>>> {
         if let Self::Shaking(accept) = self {
-            *self = Self::Open(Box::new(ready!(Pin::new(accept).poll(cx))?));
+            *self = Self::Open(ready!(Pin::new(accept).poll(cx))?);
         }
         match self {
-            Self::Open(stream) => Poll::Ready(Ok(Pin::new(stream.as_mut()))),
+            Self::Open(stream) => Poll::Ready(Ok(Pin::new(stream))),
             Self::Shaking(_) => Poll::Pending,
         }
     }
