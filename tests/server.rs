@@ -107,15 +107,16 @@ fn start(config: Config) -> Server {
     server
 }
 
-/// The tiny model's engine, which waits for the test before each run of a single token: a test then decides when the
-/// engine is busy, and sees how many tokens it computed.
-struct Paced {
+/// An engine whose forward a test takes part in.
+struct Watched<F> {
     inner: Box<dyn Engine>,
-    go: mpsc::Receiver<()>,
-    steps: Arc<AtomicUsize>,
+    forward: F,
 }
 
-impl Engine for Paced {
+impl<F> Engine for Watched<F>
+where
+    F: FnMut(&mut dyn Engine, &[Run], &mut Vec<f32>) -> edgeft_runtime::Result<()> + Send,
+{
     fn hparams(&self) -> &Hparams {
         self.inner.hparams()
     }
@@ -123,11 +124,7 @@ impl Engine for Paced {
         self.inner.output_dim()
     }
     fn forward(&mut self, runs: &[Run], out: &mut Vec<f32>) -> edgeft_runtime::Result<()> {
-        if self.len(0) > 0 {
-            let _ = self.go.recv(); // a test that is over lets it run
-            self.steps.fetch_add(1, Ordering::SeqCst);
-        }
-        self.inner.forward(runs, out)
+        (self.forward)(self.inner.as_mut(), runs, out)
     }
     fn len(&self, seq: usize) -> usize {
         self.inner.len(seq)
@@ -143,7 +140,8 @@ impl Engine for Paced {
     }
 }
 
-/// A server on a [`Paced`] engine: each message lets it decode one token. Dropped before the server, it lets it run on.
+/// A server whose engine waits for the test before each run of a single token: a test then decides when the engine is busy, and
+/// sees how many tokens it computed. Each message lets it decode one; dropped before the server, the sender lets it run on.
 fn start_paced(config: Config) -> (Server, mpsc::Sender<()>, Arc<AtomicUsize>) {
     let (tx, go) = mpsc::channel();
     let steps = Arc::new(AtomicUsize::new(0));
@@ -151,7 +149,14 @@ fn start_paced(config: Config) -> (Server, mpsc::Sender<()>, Arc<AtomicUsize>) {
     let server = Server::start(config, move || {
         let model = model();
         let inner = model.engine(&options().engine(&model, 1))?;
-        let engine = Box::new(Paced { inner, go, steps: counted });
+        let forward = move |inner: &mut dyn Engine, runs: &[Run], out: &mut Vec<f32>| {
+            if inner.len(0) > 0 {
+                let _ = go.recv(); // a test that is over lets it run
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+            inner.forward(runs, out)
+        };
+        let engine = Box::new(Watched { inner, forward });
         let session = Session::from_parts(engine, Some(model.tokenizer()?), Task::Generate, Vec::new());
         Ok(Loaded { session, chat: None })
     });

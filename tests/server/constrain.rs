@@ -312,43 +312,6 @@ fn tools_that_cannot_be_offered_are_refused_by_name() {
     refuses(&|b| b["messages"][0]["tool_calls"] = json!([]), "messages[0].tool_calls", "not supported");
 }
 
-/// An engine that says what stands in a script, whatever it reads.
-struct Scripted {
-    inner: Box<dyn Engine>,
-    script: Vec<u32>,
-    said: usize,
-}
-
-impl Engine for Scripted {
-    fn hparams(&self) -> &Hparams {
-        self.inner.hparams()
-    }
-    fn output_dim(&self) -> usize {
-        self.inner.output_dim()
-    }
-    fn forward(&mut self, runs: &[Run], out: &mut Vec<f32>) -> edgeft_runtime::Result<()> {
-        self.inner.forward(runs, out)?;
-        for row in out.chunks_mut(self.inner.output_dim()) {
-            row.fill(0.0);
-            row[self.script[self.said % self.script.len()] as usize] = 9.0;
-            self.said += 1;
-        }
-        Ok(())
-    }
-    fn len(&self, seq: usize) -> usize {
-        self.inner.len(seq)
-    }
-    fn truncate(&mut self, seq: usize, len: usize) {
-        self.inner.truncate(seq, len);
-    }
-    fn capacity(&self) -> usize {
-        self.inner.capacity()
-    }
-    fn n_seqs(&self) -> usize {
-        self.inner.n_seqs()
-    }
-}
-
 #[test]
 fn a_call_that_a_model_makes_by_itself_is_told_from_its_text() {
     let said = "I look.\n<tool_call>\n{\"name\": \"roll\", \"arguments\": {\"n\": 4}}\n</tool_call>";
@@ -358,7 +321,17 @@ fn a_call_that_a_model_makes_by_itself_is_told_from_its_text() {
         let inner = model.engine(&options().engine(&model, 1))?;
         let mut script = tokenizer.encode(said, false)?;
         script.push(1); // the end
-        let engine = Box::new(Scripted { inner, script, said: 0 });
+        let mut said = script.into_iter().cycle();
+        // It says what stands in the script, whatever it reads.
+        let forward = move |inner: &mut dyn Engine, runs: &[Run], out: &mut Vec<f32>| {
+            inner.forward(runs, out)?;
+            for row in out.chunks_mut(inner.output_dim()) {
+                row.fill(0.0);
+                row[said.next().unwrap() as usize] = 9.0;
+            }
+            Ok(())
+        };
+        let engine = Box::new(Watched { inner, forward });
         let session = Session::from_parts(engine, Some(tokenizer), Task::Generate, Vec::new());
         // The warm-up has said the first word: it is given again.
         Ok(Loaded { session, chat: model.chat()?.cloned() })

@@ -248,10 +248,8 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
     let ready = match shape.is_free() {
         true => Ready::default(),
         false if model.tokenizer.is_none() => {
-            return Err(ApiError::field(
-                "response_format",
-                "the model carries no tokenizer, so no text can be held to it",
-            ));
+            let asked = if shape.offer.is_some() { "tools" } else { "response_format" };
+            return Err(ApiError::field(asked, "the model carries no tokenizer, so no text can be held to it"));
         }
         false => aside(app, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
     };

@@ -100,16 +100,24 @@ fn read(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedK
 pub(super) enum Secured {
     Shaking(Accept<TcpStream>),
     Open(TlsStream<TcpStream>),
+    /// No handshake came of it, which was told once.
+    Failed,
 }
 
 impl Secured {
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut TlsStream<TcpStream>>>> {
         if let Self::Shaking(accept) = self {
-            *self = Self::Open(ready!(Pin::new(accept).poll(cx))?);
+            match ready!(Pin::new(accept).poll(cx)) {
+                Ok(stream) => *self = Self::Open(stream),
+                Err(e) => {
+                    *self = Self::Failed;
+                    return Poll::Ready(Err(e));
+                }
+            }
         }
         match self {
             Self::Open(stream) => Poll::Ready(Ok(Pin::new(stream))),
-            Self::Shaking(_) => Poll::Pending,
+            Self::Shaking(_) | Self::Failed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
