@@ -13,6 +13,7 @@ use edgeft_quantize::source::{Arch, ModelSpec, RopeScaling as SpecScaling, RopeS
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 /// A base with an adapter folded in, tensor by tensor.
@@ -96,6 +97,14 @@ impl<'a> Merged<'a> {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
+    /// Some rows of a matrix that the adapter leaves alone; `None` for any other tensor.
+    fn rows(&self, name: &str, rows: Range<usize>) -> anyhow::Result<Option<Vec<f32>>> {
+        if self.replaced.contains_key(name) || self.folded.contains_key(name) {
+            return Ok(None);
+        }
+        self.base.rows(name, rows)
+    }
+
     /// Writes one safetensors file, tensor by tensor, beside its final name; f32, or f16 when `half`.
     pub fn write_safetensors(&self, path: &Path, half: bool) -> anyhow::Result<u64> {
         let mut header = serde_json::Map::new();
@@ -175,6 +184,10 @@ impl TensorSource for Exported<'_> {
 
     fn read(&self, name: &str) -> Result<Vec<f32>, BoxError> {
         self.merged.values(name).map_err(Into::into)
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Vec<f32>>, BoxError> {
+        self.merged.rows(name, rows).map_err(Into::into)
     }
 }
 

@@ -7,6 +7,7 @@ mod batch;
 #[cfg(feature = "constrain")]
 mod constrain;
 mod load;
+mod models;
 mod network;
 mod tls;
 

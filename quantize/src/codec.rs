@@ -11,6 +11,7 @@ mod best;
 pub mod float;
 mod iq4;
 pub mod k_search;
+mod lanes;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;

@@ -1,6 +1,7 @@
 //! Header, metadata, table, aligned data -> temporary file -> rename.
 //!
-//! Every size is known from the plan, so the stream is written front to back in one pass, one tensor in memory at a time.
+//! Every size is known from the plan, so the stream is written front to back in one pass, one tensor in memory at a time, and
+//! of a large matrix some rows.
 //! Rows are encoded in parallel in chunks whose size does not depend on the number of threads, so neither do the bytes.
 
 pub(crate) mod encode;
@@ -13,7 +14,7 @@ pub use header::header;
 use crate::{
     error::{Error, Result},
     metadata,
-    names::Placed,
+    names::{Change, Placed},
     plan::{Origin, Plan, Planned, Reason},
     report::Report,
     source::TensorSource,
@@ -46,13 +47,19 @@ pub fn write_gguf(
     let (mut done, total) = (0, plan.elements());
     let mut tensors = Vec::with_capacity(plan.tensors.len());
     for t in &plan.tensors {
-        let x = values(source, t)?;
-        let encoded = encode::encode(t, &x, plan.importance_of(t), plan.best).map_err(|e| place(t, e))?;
-        out.write(&encoded.bytes)?;
+        let (mut loss, mut at) = (encode::Loss::default(), 0);
+        in_slabs(source, t, |x| {
+            let encoded = encode::encode(t, x, plan.importance_of(t), plan.best);
+            let encoded = encoded.map_err(|e| place(t, encode::Failed { at: at + e.at, ..e }))?;
+            out.write(&encoded.bytes)?;
+            loss.add(&encoded);
+            at += x.len();
+            progress(done + at as u64, total);
+            Ok(())
+        })?;
         out.pad(DEFAULT_ALIGNMENT)?;
-        tensors.push(encoded.report(t, encoded.bytes.len() as u64));
+        tensors.push(loss.report(t, t.bytes()));
         done += t.elements() as u64;
-        progress(done, total);
     }
     Ok(Report {
         mix: plan.name(),
@@ -148,6 +155,34 @@ pub fn metadata(
 /// Bytes of the padding after `n` bytes.
 fn padding(n: u64) -> u64 {
     n.next_multiple_of(DEFAULT_ALIGNMENT) - n
+}
+
+/// Gives `each` a tensor's values in the order of the file: a large matrix some rows at a time, where the source can, anything
+/// else at once.
+fn in_slabs(source: &dyn TensorSource, t: &Planned, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    let (slab, mut from) = (encode::slab_rows(t.cols()), 0);
+    if let Origin::Source(placed) = &t.origin
+        && placed.change == Change::None
+        && let [rows, cols] = placed.shape[..]
+        && rows > slab
+    {
+        let name = &placed.source;
+        while from < rows {
+            let to = rows.min(from + slab);
+            let x = source.read_rows(name, from..to);
+            let Some(x) = x.map_err(|source| Error::Source { name: name.clone(), source })? else { break };
+            if x.len() != (to - from) * cols {
+                return Err(Error::Length { name: name.clone(), found: x.len(), shape: vec![to - from, cols] });
+            }
+            each(&x)?;
+            from = to;
+        }
+        if from == rows {
+            return Ok(());
+        }
+        assert_eq!(from, 0, "`{name}` was readable by rows up to {from} of {rows}");
+    }
+    each(&values(source, t)?)
 }
 
 /// A tensor's values in the order of the file.

@@ -1,7 +1,8 @@
-//! Where the tensors come from: names and shapes first, then one tensor at a time in f32, so that two never have to be in
-//! memory together.
+//! Where the tensors come from: names and shapes first, then one tensor at a time in f32, a large matrix some rows at a
+//! time, so that two never have to be in memory together.
 
 use crate::error::BoxError;
+use std::ops::Range;
 
 /// A model as the writer needs it, in Hugging Face's names and row order.
 pub trait TensorSource: Sync {
@@ -14,6 +15,14 @@ pub trait TensorSource: Sync {
     /// # Errors
     /// Whatever the source meets; the writer adds the tensor's name.
     fn read(&self, name: &str) -> Result<Vec<f32>, BoxError>;
+    /// The values of some rows of a matrix, the same as [`TensorSource::read`] has there; `None` where it can only be read whole.
+    /// Either all rows of a matrix can be read so, or none.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    fn read_rows(&self, _name: &str, _rows: Range<usize>) -> Result<Option<Vec<f32>>, BoxError> {
+        Ok(None)
+    }
 }
 
 /// The numbers of a config that a GGUF file repeats.

@@ -14,7 +14,8 @@
 //! - [`messages`]: the turns of a chat
 //! - [`v2`]: the same in the Open Inference Protocol
 //! - [`openapi`], [`metrics`], [`page`]: what the server says of itself
-//! - [`queue`], [`worker`]: what waits, within bounds; the one thread that owns the engine and steps what was taken up together
+//! - [`queue`], [`worker`]: what waits, within bounds; a loaded model, which steps what was taken up together
+//! - [`hosts`]: the models, on the one thread that owns them, and which of them are loaded
 //! - [`memory`]: what all that may take, before it is taken
 //! - [`sse`]: answers that stream
 //! - [`setup`], [`signals`]: address and keys, as they are typed; what the system tells the process
@@ -29,6 +30,7 @@ mod calls;
 mod config;
 mod guard;
 mod handlers;
+mod hosts;
 pub mod memory;
 mod messages;
 mod metrics;
@@ -58,11 +60,13 @@ use crate::model::{Model, Task};
 use crate::session::{GenerateOptions, Session, SessionOptions};
 use crate::tokenizer::Tokenizer;
 use accept::{Activity, Door};
-pub use config::{Config, Limits, Log};
+pub use config::{Config, Limits, Log, Served};
 pub use guard::Access;
 use guard::Keys;
+pub use hosts::Hosted;
+use hosts::Hosts;
 use metrics::Metrics;
-use names::Names;
+use names::{Names, Target};
 use queue::Queue;
 use std::future::IntoFuture;
 use std::net::{SocketAddr, TcpListener};
@@ -116,7 +120,7 @@ impl Loaded {
     }
 }
 
-/// What handlers know of the model that the worker owns.
+/// What handlers know of a model, whether it is loaded or not.
 struct Serving {
     tokenizer: Option<Arc<Tokenizer>>,
     chat: Option<ChatTemplate>,
@@ -138,7 +142,7 @@ impl Serving {
     }
 }
 
-/// How far the model is.
+/// How far the models are.
 enum Phase {
     Loading,
     Ready,
@@ -148,13 +152,13 @@ enum Phase {
 /// What the threads share.
 struct Shared {
     config: Config,
-    model: Arc<str>,
     names: Names,
     since: u64,
     keys: Keys,
     metrics: Metrics,
     queue: Queue,
-    serving: OnceLock<Serving>,
+    /// One a model; each is known once all have been loaded.
+    serving: Vec<OnceLock<Serving>>,
     draining: AtomicBool,
     phase: Mutex<Phase>,
     changed: Condvar,
@@ -165,6 +169,11 @@ impl Shared {
     fn set(&self, phase: Phase) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
         self.changed.notify_all();
+    }
+
+    /// Of the first model.
+    fn name(&self) -> &Arc<str> {
+        self.names.of(Target::default())
     }
 
     fn stop(&self) {
@@ -208,12 +217,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds, then loads the model by `load` on the thread that will own it.
+    /// Serves one model that stays: binds, then loads it by `load` on the thread that will own it.
+    /// # Errors
+    /// As [`Server::host`].
+    pub fn start(config: Config, load: impl FnOnce() -> Result<Loaded> + Send + 'static) -> Result<Self> {
+        Self::host(config, || Ok(vec![load()?.into()]))
+    }
+
+    /// Binds, then opens and loads the models of [`Config::models`], in their order, on the thread that will own them.
     /// # Errors
     /// [`crate::Kind::Io`] when the address cannot be bound or a thread cannot be started; as [`setup::read_keys`] for a key
-    /// file. What `load` gives comes from
-    /// [`Server::ready`].
-    pub fn start(config: Config, load: impl FnOnce() -> Result<Loaded> + Send + 'static) -> Result<Self> {
+    /// file. What `open` gives, and what is wrong with a model, comes from [`Server::ready`].
+    pub fn host(config: Config, open: impl FnOnce() -> Result<Vec<Hosted>> + Send + 'static) -> Result<Self> {
         let keys = Keys::new(config.api_key.as_deref(), &config.access)?;
         let place = config.addr.to_string();
         let io = |e| Error::io(&place, e);
@@ -228,13 +243,12 @@ impl Server {
             .build()
             .map_err(|e| Error::io("HTTP threads", e))?;
         let shared = Arc::new(Shared {
-            model: config.model.as_str().into(),
-            names: Names::new(&config.model, &config.adapters),
+            names: Names::new(&config.models),
             since: reply::now(),
             keys,
             metrics: Metrics::default(),
             queue: Queue::new(config.limits.queue),
-            serving: OnceLock::new(),
+            serving: config.models.iter().map(|_| OnceLock::new()).collect(),
             draining: AtomicBool::new(false),
             phase: Mutex::new(Phase::Loading),
             changed: Condvar::new(),
@@ -243,7 +257,7 @@ impl Server {
         });
         let mut server = Self { addr, shared, threads: Vec::new() };
         let shared = server.shared.clone();
-        server.spawn("edgeft-engine", move || run_engine(&shared, load))?;
+        server.spawn("edgeft-engine", move || run_engine(&shared, open))?;
         let shared = server.shared.clone();
         server.spawn("edgeft-accept", move || {
             // Connections fail one by one, never the whole; a listener that cannot be registered ends the server.
@@ -276,7 +290,7 @@ impl Server {
         format!("http://{}", self.addr)
     }
 
-    /// Waits until the model is loaded and has been run once.
+    /// Waits until each model has been loaded and run once.
     /// # Errors
     /// Why it could not be loaded; the server has stopped then.
     pub fn ready(&self) -> Result<()> {
@@ -285,7 +299,7 @@ impl Server {
             match &mut *phase {
                 Phase::Ready => return Ok(()),
                 Phase::Failed(error) => {
-                    let told = || Error::new(crate::Kind::Io, &*self.shared.model, "the server has stopped");
+                    let told = || Error::new(crate::Kind::Io, &**self.shared.name(), "the server has stopped");
                     return Err(error.take().unwrap_or_else(told));
                 }
                 Phase::Loading => phase = self.shared.changed.wait(phase).unwrap_or_else(PoisonError::into_inner),
@@ -324,7 +338,7 @@ struct EngineThread<'a>(&'a Shared);
 impl Drop for EngineThread<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.set(Phase::Failed(Some(Error::new(crate::Kind::Io, &*self.0.model, "its thread panicked"))));
+            self.0.set(Phase::Failed(Some(Error::new(crate::Kind::Io, &**self.0.name(), "its thread panicked"))));
         }
         self.0.stop();
         self.0.queue.cancel();
@@ -332,17 +346,12 @@ impl Drop for EngineThread<'_> {
 }
 
 /// Loads, warms up, then does what the queue holds.
-fn run_engine(shared: &Shared, load: impl FnOnce() -> Result<Loaded>) {
+fn run_engine(shared: &Shared, open: impl FnOnce() -> Result<Vec<Hosted>>) {
     let _told = EngineThread(shared);
-    let loaded = load().and_then(|mut loaded| {
-        loaded.warm_up()?;
-        Ok(loaded)
-    });
-    match loaded {
-        Ok(mut loaded) => {
-            let _ = shared.serving.set(Serving::of(&loaded));
+    match open().and_then(|hosted| Hosts::open(shared, hosted)) {
+        Ok(mut hosts) => {
             shared.set(Phase::Ready);
-            worker::work(&mut loaded.session, &shared.queue, &shared.metrics, &shared.config.limits);
+            hosts.work();
         }
         Err(error) => shared.set(Phase::Failed(Some(error))),
     }

@@ -1,4 +1,4 @@
-//! `edgeft serve`: a model behind OpenAI's API.
+//! `edgeft serve`: models behind OpenAI's API.
 
 use super::ort::OrtArgs;
 use super::run::{RunEngine, at_least_one, open};
@@ -6,11 +6,14 @@ use super::show;
 use crate::cli::Global;
 use crate::export::Runnable;
 use crate::package::request;
+use crate::tune::memory::parse_bytes;
+use edgeft_runtime::measure::device::usable_bytes;
+use edgeft_runtime::model::adapter::Adapter;
 use edgeft_runtime::server::memory::{MOST, PARALLEL};
-use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::setup::{self, adapters, adapters_of, address, cannot_listen, read_keys, safe};
 use edgeft_runtime::server::tls::Tls;
-use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
-use edgeft_runtime::{Error, Kind, SessionOptions};
+use edgeft_runtime::server::{Access, Config, Hosted, Limits, Log, Served, Server, signals};
+use edgeft_runtime::{Error, Kind, Model, SessionOptions};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,17 +32,23 @@ use std::time::Duration;
     Example:\n  edgeft serve model.gguf --port 8080\n  edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --log\n  \
     edgeft serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem\n  \
     edgeft serve model.gguf --parallel 16 --ctx 2048 --deadline 60\n  \
-    edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\nNext:\n  \
+    edgeft serve base.gguf --adapter polite=polite.gguf --adapter brief=brief.gguf=0.5\n  \
+    edgeft serve chat.gguf labels.gguf --max-memory 2GB\nNext:\n  \
     curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'"
 )]
 pub struct ServeArgs {
-    /// GGUF file or ONNX folder; a model folder, a RUN or `nano` is converted in memory (f32 stays f32)
-    #[arg(value_name = "MODEL")]
-    pub model: String,
-    /// GGUF adapter beside the model, at SCALE times its strength [default: 1]; a request asks for it by `"model": "MODEL:NAME"`
-    /// (repeatable)
+    /// GGUF files or ONNX folders; a model folder, a RUN or `nano` is converted in memory (f32 stays f32). A request names the one
+    /// it asks, by its file's name without the ending; the first answers those that name none
+    #[arg(value_name = "MODEL", required = true)]
+    pub models: Vec<String>,
+    /// GGUF adapter beside the model, at SCALE times its strength [default: 1]; a request asks for it by `"model": "MODEL:NAME"`.
+    /// Of several models, MODEL:NAME=FILE says whose it is (repeatable)
     #[arg(long, value_name = "NAME=FILE[=SCALE]")]
     pub adapter: Vec<String>,
+    /// Most that the models may take at a time: weights, adapters and caches, e.g. 2GB. Those that nobody has asked for the
+    /// longest make room for one that is asked for [default: the memory there is]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub max_memory: Option<u64>,
     /// Address to listen on; any but this machine's own needs --api-key-file or --insecure-no-auth
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -98,6 +107,17 @@ fn slots(text: &str) -> Result<usize, String> {
     }
 }
 
+/// What requests call the models.
+fn names(models: &[String]) -> anyhow::Result<Vec<String>> {
+    let names: Vec<String> = models.iter().map(|model| show::model_name(model)).collect();
+    for (i, name) in names.iter().enumerate() {
+        if let Some(other) = names[..i].iter().position(|n| n == name) {
+            crate::bad_input!("{} and {} are both called `{name}`; rename one of them", models[other], models[i]);
+        }
+    }
+    Ok(names)
+}
+
 /// Runs the verb.
 pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let addr = address(&args.host, args.port)?;
@@ -105,8 +125,13 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     safe(addr, keys.is_some(), args.insecure_no_auth)?;
     let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
     let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
-    let model = show::model_name(&args.model);
-    let adapters = adapters(&args.adapter)?;
+    let names = names(&args.models)?;
+    let adapters =
+        adapters_of(&names, &args.adapter)?.iter().map(|given| adapters(given)).collect::<Result<Vec<_>, _>>()?;
+    let served = |(name, adapters): (&String, &Vec<(String, Adapter, f32)>)| Served {
+        name: name.clone(),
+        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+    };
     let config = Config {
         access: Access {
             key_file: args.api_key_file.clone(),
@@ -119,27 +144,31 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             parallel: args.parallel.unwrap_or(PARALLEL),
             ..Limits::default()
         },
-        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+        models: names.iter().zip(&adapters).map(served).collect(),
+        memory: args.max_memory.or_else(usable_bytes),
         tls,
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
-        ..Config::new(addr, model.as_str())
+        ..Config::new(addr, names[0].as_str())
     };
     let (parallel, kept) = (args.parallel, args.cache_slots);
     let options = SessionOptions { ctx: args.ctx, threads: Some(global.threads()), ..SessionOptions::default() };
     let (tell, told) = mpsc::channel();
-    let server = Server::start(config, {
-        let (place, engine, ort) = (args.model.clone(), args.engine, args.ort.clone());
+    let server = Server::host(config, {
+        let (places, engine, ort, most) = (args.models.clone(), args.engine, args.ort.clone(), args.max_memory);
         // The server takes the runtime's errors alone; the whole chain, with its exit code, comes back by `told`.
         move || {
-            let load = || {
-                let Runnable { model, backend, .. } = open(&place, engine, &ort)?;
-                let options = SessionOptions { backend, ..options };
-                let loaded = setup::load(&model, &adapters, &options, (parallel, kept), |line| eprintln!("{line}"))?;
-                show::runs_on(loaded.session.runs_on());
-                anyhow::Ok((loaded, model))
+            let host = |(place, adapters): (&String, Vec<_>)| {
+                let Runnable { model, backend, converted_bytes } = open(place, engine, &ort)?;
+                let options = SessionOptions { backend, ..options.clone() };
+                let (counts, in_memory) = ((parallel, kept), converted_bytes.is_some());
+                let opened = model.clone();
+                let hosted =
+                    setup::host(model, adapters, options, counts, most, in_memory, |line| eprintln!("{line}"))?;
+                anyhow::Ok((hosted.on_load(|loaded| show::runs_on(loaded.session.runs_on())), opened))
             };
-            let (outcome, whole) = match load() {
-                Ok((loaded, model)) => (Ok(loaded), Ok(model)),
+            let all = places.iter().zip(adapters).map(host).collect::<anyhow::Result<(Vec<Hosted>, Vec<Model>)>>();
+            let (outcome, whole) = match all {
+                Ok((hosted, mut models)) => (Ok(hosted), Ok(models.swap_remove(0))),
                 Err(e) => (Err(Error::new(Kind::Input, "", e.to_string())), Err(e)),
             };
             let _ = tell.send(whole); // nobody listens once a signal has ended the verb
@@ -159,8 +188,12 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let opened = told.recv()??;
     let url = server.url();
-    show::report(global, &json!({"url": url, "model": model}), || {
-        println!("serving {model} at {url}    try: {}", request::first(&opened, &url, args.api_key_file.as_deref()));
+    show::report(global, &json!({"url": url, "model": names[0], "models": names}), || {
+        println!(
+            "serving {} at {url}    try: {}",
+            names.join(", "),
+            request::first(&opened, &url, args.api_key_file.as_deref())
+        );
     });
     #[cfg(unix)]
     if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")

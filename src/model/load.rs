@@ -11,8 +11,11 @@ use crate::rng;
 use candle_core::{Device, Tensor};
 use edgeft_runtime::format::GgmlType;
 use edgeft_runtime::format::gguf::Gguf;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -231,19 +234,30 @@ impl Checkpoint {
         let (file, map) = &self.files[at];
         let view = parse(file, map)?;
         let tensor = view.tensor(name)?;
-        let data = tensor.data();
-        let values = match tensor.dtype() {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => data.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => {
-                crate::bad_input!("{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16", file.display())
-            }
-        };
-        let shape = tensor.shape().to_vec();
-        let (from, len) = (data.as_ptr() as usize - map.as_ptr() as usize, data.len());
-        map.release(from, len);
-        Ok((shape, values))
+        let values = values(file, map, name, tensor.dtype(), tensor.data())?;
+        Ok((tensor.shape().to_vec(), values))
+    }
+
+    /// Some rows of a matrix as [`Checkpoint::read`] gives them; `None` for what is none, or is only read whole.
+    pub fn rows(&self, name: &str, rows: Range<usize>) -> anyhow::Result<Option<Vec<f32>>> {
+        let Some(shape) = self.shape(name) else { return Ok(None) };
+        let [all, cols] = shape[..] else { return Ok(None) };
+        if self.random.is_some() || self.rounds(name, &shape) || rows.end > all {
+            return Ok(None);
+        }
+        if let Some(gguf) = &self.gguf {
+            let Some(blocks) = gguf.rows(name) else { return Ok(None) };
+            let mut out = vec![0.0; rows.len() * cols];
+            out.par_chunks_mut(cols).zip(rows).for_each(|(out, row)| blocks.decode(row, out));
+            return Ok(Some(out));
+        }
+        let Some(&at) = self.place.get(name) else { return Ok(None) };
+        let (file, map) = &self.files[at];
+        let view = parse(file, map)?;
+        let tensor = view.tensor(name)?;
+        let row_bytes = tensor.data().len() / all;
+        let data = &tensor.data()[rows.start * row_bytes..rows.end * row_bytes];
+        values(file, map, name, tensor.dtype(), data).map(Some)
     }
 
     /// A tensor on `device`, whose shape must be `shape`.
@@ -352,6 +366,39 @@ fn map(file: &Path) -> anyhow::Result<Bytes> {
     // SAFETY: the map is read-only and lives as long as the checkpoint; a file changed under us is the caller's breach,
     // as with every reader that maps, and what is read is copied out at once.
     Ok(Bytes::Mapped(unsafe { memmap2::Mmap::map(&handle)? }))
+}
+
+/// Values as f32 of a stretch of a file's tensor; its pages may leave memory afterwards.
+fn values(file: &Path, map: &Bytes, name: &str, dtype: Dtype, data: &[u8]) -> anyhow::Result<Vec<f32>> {
+    let values = match dtype {
+        Dtype::F32 => wide(data, |bytes: &[u8; 4], out| *out = f32::from_le_bytes(*bytes)),
+        Dtype::BF16 => wide(data, |bytes: &[u8; 2], out| *out = half::bf16::from_le_bytes(*bytes).to_f32()),
+        Dtype::F16 => {
+            let mut out = vec![0.0; data.len() / 2];
+            data.par_chunks(2 * STRETCH).zip(out.par_chunks_mut(STRETCH)).for_each(|(bytes, out)| {
+                let (pairs, _) = bytes.as_chunks::<2>();
+                let halves: Vec<half::f16> = pairs.iter().map(|b| half::f16::from_le_bytes(*b)).collect();
+                halves.convert_to_f32_slice(out);
+            });
+            out
+        }
+        other => {
+            crate::bad_input!("{}: tensor `{name}` is {other:?}; weights must be F32, F16 or BF16", file.display())
+        }
+    };
+    map.release(data.as_ptr() as usize - map.as_ptr() as usize, data.len());
+    Ok(values)
+}
+
+/// Values that one task reads.
+const STRETCH: usize = 1 << 14;
+
+fn wide<const N: usize>(data: &[u8], read: impl Fn(&[u8; N], &mut f32) + Sync) -> Vec<f32> {
+    let mut out = vec![0.0; data.len() / N];
+    data.par_chunks(N * STRETCH).zip(out.par_chunks_mut(STRETCH)).for_each(|(bytes, out)| {
+        bytes.as_chunks::<N>().0.iter().zip(out).for_each(|(bytes, out)| read(bytes, out));
+    });
+    out
 }
 
 fn parse<'a>(file: &Path, bytes: &'a [u8]) -> anyhow::Result<SafeTensors<'a>> {

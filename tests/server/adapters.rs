@@ -3,6 +3,7 @@
 use super::*;
 use crate::beside::pairs;
 use crate::common::{Folder, tiny::Tiny};
+use edgeft_runtime::server::Served;
 use edgeft_runtime::{Adapter, GenerateOptions};
 use std::ops::ControlFlow;
 
@@ -18,7 +19,8 @@ fn served(slots: usize) -> Server {
 }
 
 fn serve(model: Model, adapters: [Adapter; 2], slots: usize) -> Server {
-    let config = Config { adapters: vec!["first".into(), "second".into()], ..config() };
+    let served = Served { adapters: vec!["first".into(), "second".into()], ..Served::new("tiny") };
+    let config = Config { models: vec![served], ..config() };
     let server = Server::start(config, move || {
         let mut loaded = Loaded::with_slots(&model, &options(), slots)?;
         for adapter in adapters {

@@ -9,6 +9,7 @@ pub const GROUP_EPS: f32 = 1e-15;
 
 /// Nearest integer, halves to even, for `|v| < 2^22`: adding `1.5 * 2^23` leaves the integer in the low mantissa bits.
 /// Beyond that, and for NaN, the result is some integer of 23 bits; callers clamp it.
+#[inline(always)]
 pub fn nearest_int(v: f32) -> i32 {
     ((v + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }

@@ -3,44 +3,39 @@
 use super::{
     Overflow,
     best::{Affine, super_affine},
-    k_search::{Grid, affine, fine, nearest_int, sub_scales},
+    k_search::{Grid, fine, nearest_int, sub_scales},
+    lanes::{Weights, affine},
     scale,
     weighted::weights,
 };
+use bytemuck::{cast, cast_ref};
 use edgeft_runtime::format::block::BlockQ2K;
 use half::f16;
 
 const GRID: Grid = Grid { nmax: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true, bounded: false };
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
-    let mut codes = [0u8; 256];
-    let (mut fitted, mut mins) = ([0f32; 16], [0f32; 16]);
-    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-        let weights: [f32; 16] = std::array::from_fn(|l| x[l].abs());
-        (fitted[j], mins[j]) = affine(x, &weights, GRID, codes);
-    }
+    let mut codes = [[0u8; 16]; 16];
+    let (fitted, mins) = affine(cast_ref(x), Weights::Magnitude, GRID, &mut codes);
     let largest = |v: &[f32; 16]| v.iter().fold(0f32, |m, &s| if s > m { s } else { m });
     let (max_scale, max_min) = (largest(&fitted), largest(&mins));
     let four_bits = |v: &[f32; 16], max: f32| v.map(|s| if max > 0.0 { nearest_int(15.0 / max * s) as u8 } else { 0 });
     let (low, high) = (four_bits(&fitted, max_scale), four_bits(&mins, max_min));
     let scales: [u8; 16] = std::array::from_fn(|j| low[j] | high[j] << 4);
-    Ok(finish(x, scales, scale(max_scale / 15.0)?, scale(max_min / 15.0)?, codes))
+    Ok(finish(x, scales, scale(max_scale / 15.0)?, scale(max_min / 15.0)?, cast(codes)))
 }
 
 /// The same with the importance of each column.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ2K, Overflow> {
     let sigma2 = x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
-    let mut codes = [0u8; 256];
-    let (mut fitted, mut mins, mut sums) = ([0f32; 16], [0f32; 16], [0f32; 16]);
-    for (j, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
-        let weights: [f32; 16] = weights(x, &importance[16 * j..], sigma2);
-        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
-        (fitted[j], mins[j]) = affine(x, &weights, fine(3), codes);
-    }
+    let mut codes = [[0u8; 16]; 16];
+    let weights: [[f32; 16]; 16] = cast(weights(x, importance, sigma2));
+    let sums = weights.map(|w| w.iter().fold(0f32, |s, w| s + w));
+    let (fitted, mins) = affine(cast_ref(x), Weights::Given(&weights), fine(3), &mut codes);
     let (mut low, mut high) = ([0u8; 16], [0u8; 16]);
     let d = scale(sub_scales(&fitted, &sums, 15, &mut low))?;
     let dmin = scale(sub_scales(&mins, &sums, 15, &mut high))?;
-    Ok(finish(x, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin, codes))
+    Ok(finish(x, std::array::from_fn(|j| low[j] | high[j] << 4), d, dmin, cast(codes)))
 }
 
 /// The same, with scales and mins chosen together.

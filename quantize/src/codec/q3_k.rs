@@ -6,20 +6,20 @@
 use super::{
     Overflow,
     best::{Int, super_symmetric},
-    k_search::{descent, nearest_int, symmetric_weighted},
+    k_search::{nearest_int, symmetric_weighted},
+    lanes::{Weights, descent, symmetric},
     q2_k::pairs,
     scale, signed_max,
     weighted::weights,
 };
+use bytemuck::{cast, cast_ref};
 use edgeft_runtime::format::block::BlockQ3K;
 use half::f16;
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
-    let mut codes = [0i8; 256];
-    let mut fitted = [0f32; 16];
-    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-        fitted[j] = descent(x, 4, codes);
-    }
+    let mut codes = [[0i8; 16]; 16];
+    let fitted = descent(cast_ref(x), 4, &mut codes);
+    let codes = cast(codes);
     let max_scale = signed_max(&fitted);
     let (mut d, mut six_bits) = (f16::ZERO, [0u8; 16]);
     if max_scale != 0.0 {
@@ -35,16 +35,13 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
 /// The same with the importance of each column.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ3K, Overflow> {
     let sigma2 = 2.0 * x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
-    let mut codes = [0i8; 256];
-    let (mut fitted, mut sums, mut six_bits) = ([0f32; 16], [0f32; 16], [0i8; 16]);
-    for (j, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
-        let weights: [f32; 16] = weights(x, &importance[16 * j..], sigma2);
-        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
-        fitted[j] = symmetric_weighted(x, &weights, 4, codes);
-    }
+    let (mut codes, mut six_bits) = ([[0i8; 16]; 16], [0i8; 16]);
+    let weights: [[f32; 16]; 16] = cast(weights(x, importance, sigma2));
+    let sums = weights.map(|w| w.iter().fold(0f32, |s, w| s + w));
+    let fitted = symmetric(cast_ref(x), Weights::Given(&weights), 4, &mut codes);
     let d = scale(symmetric_weighted(&fitted, &sums, 32, &mut six_bits))?;
     let six_bits = six_bits.map(|s| s as u8);
-    Ok(finish(x, six_bits, d, codes, pack(&six_bits)))
+    Ok(finish(x, six_bits, d, cast(codes), pack(&six_bits)))
 }
 
 /// The same, with all scales chosen together.

@@ -1,15 +1,17 @@
 //! `x = d scale q - dmin min`, `q` in 0..=15, super-blocks of 256: 8 groups of 32, scales and mins in six bits.
 //!
-//! Each group is fitted by itself ([`affine`]) with weights `rms + |x|`; the largest scale and the largest min then set `d`
+//! Each group is fitted by itself ([`affine`](super::k_search::affine)) with weights `rms + |x|`; the largest scale and the largest min then set `d`
 //! and `dmin`, and the codes are rounded once more against what the six bits really say.
 
 use super::{
     Overflow,
     best::{Affine, super_affine},
-    k_search::{Grid, affine, fine, nearest_int, sub_scales},
+    k_search::{Grid, fine, nearest_int, sub_scales},
+    lanes::{Weights, affine},
     scale,
     weighted::weights,
 };
+use bytemuck::{cast, cast_ref};
 use edgeft_runtime::format::block::{BlockQ4K, scale_min_k4};
 use half::f16;
 
@@ -48,13 +50,8 @@ pub(super) struct Groups {
 }
 
 pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
-    let mut codes = [0u8; 256];
-    let (mut scales, mut mins) = ([0f32; 8], [0f32; 8]);
-    for (j, (x, codes)) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
-        let rms = (x.iter().fold(0f32, |s, v| s + v * v) / 32.0).sqrt();
-        let weights: [f32; 32] = std::array::from_fn(|l| rms + x[l].abs());
-        (scales[j], mins[j]) = affine(x, &weights, grid, codes);
-    }
+    let mut codes = [[0u8; 32]; 8];
+    let (scales, mins) = affine(cast_ref(x), Weights::RmsPlusMagnitude, grid, &mut codes);
     let largest = |v: &[f32; 8]| v.iter().fold(0f32, |m, &s| if s > m { s } else { m });
     let (max_scale, max_min) = (largest(&scales), largest(&mins));
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
@@ -62,23 +59,20 @@ pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
     let six_bits = |v: f32| (nearest_int(v) as u8).min(63);
     let scales = scales.map(|s| six_bits(inverse_scale * s));
     let mins = mins.map(|m| six_bits(inverse_min * m));
-    Ok(finish(x, grid.nmax, scales, mins, [scale(max_scale / 63.0)?, scale(max_min / 63.0)?], codes))
+    Ok(finish(x, grid.nmax, scales, mins, [scale(max_scale / 63.0)?, scale(max_min / 63.0)?], cast(codes)))
 }
 
 /// What Q4_K and Q5_K share where columns have an importance: a finer search, and scales fitted together.
 pub(super) fn groups_weighted(x: &[f32; 256], importance: &[f32; 256], nmax: i32) -> Result<Groups, Overflow> {
     let sigma2 = 2.0 * x.iter().fold(0f32, |s, v| s + v * v) / 256.0;
-    let mut codes = [0u8; 256];
-    let (mut fitted, mut fitted_mins, mut sums) = ([0f32; 8], [0f32; 8], [0f32; 8]);
-    for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.chunks_exact_mut(32)).enumerate() {
-        let weights: [f32; 32] = weights(x, &importance[32 * j..], sigma2);
-        sums[j] = weights.iter().fold(0f32, |s, w| s + w);
-        (fitted[j], fitted_mins[j]) = affine(x, &weights, fine(nmax), codes);
-    }
+    let mut codes = [[0u8; 32]; 8];
+    let weights: [[f32; 32]; 8] = cast(weights(x, importance, sigma2));
+    let sums = weights.map(|w| w.iter().fold(0f32, |s, w| s + w));
+    let (fitted, fitted_mins) = affine(cast_ref(x), Weights::Given(&weights), fine(nmax), &mut codes);
     let (mut scales, mut mins) = ([0u8; 8], [0u8; 8]);
     let d = scale(sub_scales(&fitted, &sums, 63, &mut scales))?;
     let dmin = scale(sub_scales(&fitted_mins, &sums, 63, &mut mins))?;
-    Ok(finish(x, nmax, scales, mins, [d, dmin], codes))
+    Ok(finish(x, nmax, scales, mins, [d, dmin], cast(codes)))
 }
 
 /// What Q4_K and Q5_K share where scales and mins are chosen together.

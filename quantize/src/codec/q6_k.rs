@@ -5,20 +5,21 @@
 use super::{
     Overflow,
     best::{Int, super_symmetric},
-    k_search::{GROUP_EPS, nearest_int, symmetric, symmetric_weighted},
+    k_search::{GROUP_EPS, nearest_int},
+    lanes::{Weights, symmetric},
     scale, signed_max,
 };
-use bytemuck::Zeroable;
+use bytemuck::{Zeroable, cast, cast_ref};
 use edgeft_runtime::format::block::BlockQ6K;
 use half::f16;
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
-    by(x, |_, x, codes| symmetric(x, 32, codes))
+    by(x, Weights::Square)
 }
 
 /// The same with the importance of each column, which alone is the weight.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ6K, Overflow> {
-    by(x, |j, x, codes| symmetric_weighted(x, &importance[16 * j..][..16], 32, codes))
+    by(x, Weights::Given(cast_ref(importance)))
 }
 
 /// The same, with all scales chosen together.
@@ -27,13 +28,9 @@ pub(super) fn best(x: &[f32; 256], weights: &[f32; 256]) -> Result<BlockQ6K, Ove
     Ok(finish(x, d, scales.map(|s| s as i8), [32; 256]))
 }
 
-/// `fit` finds scale and codes of group `j`.
-fn by(x: &[f32; 256], fit: impl Fn(usize, &[f32], &mut [i8]) -> f32) -> Result<BlockQ6K, Overflow> {
-    let mut codes = [0i8; 256];
-    let mut fitted = [0f32; 16];
-    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-        fitted[j] = fit(j, x, codes);
-    }
+fn by(x: &[f32; 256], weights: Weights<16, 16>) -> Result<BlockQ6K, Overflow> {
+    let mut codes = [[0i8; 16]; 16];
+    let fitted = symmetric(cast_ref(x), weights, 32, &mut codes);
     let max_scale = signed_max(&fitted);
     if max_scale.abs() < GROUP_EPS {
         return Ok(BlockQ6K::zeroed());
@@ -41,7 +38,7 @@ fn by(x: &[f32; 256], fit: impl Fn(usize, &[f32], &mut [i8]) -> f32) -> Result<B
     let inverse = -128.0 / max_scale;
     let d = scale(1.0 / inverse)?;
     let scales = fitted.map(|s| nearest_int(inverse * s).min(127) as i8);
-    Ok(finish(x, d, scales, codes))
+    Ok(finish(x, d, scales, cast(codes)))
 }
 
 /// Codes rounded once more against what the scales really say.

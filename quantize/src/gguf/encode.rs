@@ -1,4 +1,4 @@
-//! One tensor's values -> its bytes, and the error they leave.
+//! A tensor's values, or some rows of them -> bytes, and the error they leave.
 
 use crate::{
     codec::{CodecError, encode_best_into, encode_into, encode_weighted_into, searches},
@@ -12,15 +12,36 @@ use rayon::prelude::*;
 /// Elements that one task encodes, rounded up to whole rows. A constant, so that sums of errors have one order.
 const CHUNK: usize = 1 << 16;
 
-/// The bytes of a tensor.
+/// Rows that are read and encoded at a time of a matrix that is large: whole tasks, so that sums have the order they would have
+/// without.
+pub(crate) fn slab_rows(cols: usize) -> usize {
+    64 * CHUNK.div_ceil(cols)
+}
+
+/// The bytes of a tensor, or of some rows of it.
 pub(crate) struct Encoded {
     pub bytes: Vec<u8>,
+    /// A task each.
+    losses: Vec<Loss>,
+}
+
+/// What encoding lost.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Loss {
     squared_error: f64,
     squared: f64,
     elements: usize,
 }
 
-impl Encoded {
+impl Loss {
+    pub fn add(&mut self, encoded: &Encoded) {
+        for loss in &encoded.losses {
+            self.squared_error += loss.squared_error;
+            self.squared += loss.squared;
+            self.elements += loss.elements;
+        }
+    }
+
     /// What became of `t`, when a file spends `bytes` on it.
     pub fn report(&self, t: &Planned, bytes: u64) -> TensorReport {
         TensorReport {
@@ -42,19 +63,19 @@ impl Encoded {
     }
 }
 
-/// A value that cannot be encoded; `at` counts elements from the start of the tensor.
+/// A value that cannot be encoded; `at` counts elements from the start of what was to be encoded.
 pub(crate) struct Failed {
     pub at: usize,
     pub cause: CodecError,
 }
 
-/// `importance`, if any, has a number for each column; `best`: by the searches that take longer.
+/// Encodes whole rows. `importance`, if any, has a number for each column; `best`: by the searches that take longer.
 pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>, best: bool) -> Result<Encoded, Failed> {
     let rows = CHUNK.div_ceil(t.cols());
     let elements = rows * t.cols();
     let row_bytes = t.bytes() as usize / (t.elements() / t.cols());
-    let mut bytes = vec![0; t.bytes() as usize];
-    let errors: Vec<Result<(f64, f64), CodecError>> = bytes
+    let mut bytes = vec![0; x.len() / t.cols() * row_bytes];
+    let losses: Vec<Result<Loss, CodecError>> = bytes
         .par_chunks_mut(rows * row_bytes)
         .zip(x.par_chunks(elements))
         .map(|(bytes, x)| {
@@ -63,27 +84,29 @@ pub(crate) fn encode(t: &Planned, x: &[f32], importance: Option<&[f32]>, best: b
                 Some(columns) => encode_weighted_into(t.ty, x, columns, bytes)?,
                 None => encode_into(t.ty, x, bytes)?,
             }
-            Ok(squares(t.ty, x, bytes))
+            Ok(loss(t.ty, x, bytes))
         })
         .collect();
-    let (mut squared_error, mut squared) = (0.0, 0.0);
-    for (i, chunk) in errors.into_iter().enumerate() {
-        let (e, s) = chunk.map_err(|cause| Failed { at: i * elements + position(cause), cause })?;
-        squared_error += e;
-        squared += s;
-    }
-    Ok(Encoded { bytes, squared_error, squared, elements: x.len() })
+    let failed = |(i, loss): (usize, Result<Loss, CodecError>)| {
+        loss.map_err(|cause| Failed { at: i * elements + position(cause), cause })
+    };
+    let losses = losses.into_iter().enumerate().map(failed).collect::<Result<_, _>>()?;
+    Ok(Encoded { bytes, losses })
 }
 
-/// Sums of `(x - decoded)^2` and `x^2`.
-fn squares(ty: GgmlType, x: &[f32], bytes: &[u8]) -> (f64, f64) {
-    let squared = x.iter().map(|v| f64::from(*v).powi(2)).sum();
-    if ty == GgmlType::F32 {
-        return (0.0, squared);
-    }
+/// Sums of `(x - decoded)^2` and `x^2`, in eight shares that are added at the end: a single sum would wait for each addition.
+fn loss(ty: GgmlType, x: &[f32], bytes: &[u8]) -> Loss {
     let mut y = vec![0.0; x.len()];
     decode(ty, bytes, &mut y);
-    (x.iter().zip(&y).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum(), squared)
+    let (mut errors, mut squares) = ([0f64; 8], [0f64; 8]);
+    for (x, y) in x.chunks(8).zip(y.chunks(8)) {
+        for (i, (a, b)) in x.iter().zip(y).enumerate() {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            errors[i] += (a - b) * (a - b);
+            squares[i] += a * a;
+        }
+    }
+    Loss { squared_error: errors.iter().sum(), squared: squares.iter().sum(), elements: x.len() }
 }
 
 fn position(cause: CodecError) -> usize {

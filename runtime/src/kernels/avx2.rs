@@ -10,7 +10,6 @@ use half::f16;
 use super::Matrix;
 use super::acts::Acts;
 use super::attention::{self, Seen};
-use super::avx2;
 use super::scalar::{self, TILE};
 use super::tiles::tiles;
 use crate::format::GgmlType;
@@ -139,7 +138,7 @@ fn fifths(qh: [u8; 4]) -> __m256i {
 /// The sums of the eight integers of each of four registers.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn fold([a, b, c, d]: [__m256i; 4]) -> __m128i {
+fn fold([a, b, c, d]: [__m256i; 4]) -> __m128i {
     let four = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256::<1>(four))
 }
@@ -173,16 +172,16 @@ fn unsigned<const MORE: u32>(w: [__m256i; 4], x: &[[i8; 32]; 4], sums: &[i16; 4]
 /// Takes away what codes are too large by.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn less<const MORE: u32>(all: __m128i, sums: &[i16; 4]) -> __m128i {
+fn less<const MORE: u32>(all: __m128i, sums: &[i16; 4]) -> __m128i {
     if MORE == 0 { all } else { _mm_sub_epi32(all, _mm_sll_epi32(widen(sums), _mm_cvtsi32_si128(MORE as i32))) }
 }
 
 /// `R` weight rows with `T` rows of activations, of which one is 1: `out[r + t]`, as far as `out` goes. Blocks of 32 codes go
 /// four at a time; `$sums::<$more>` makes their integers. Several weight rows have sums that do not wait for each other.
 macro_rules! dot_of_blocks {
-    ($features:literal, $name:ident, $block:ty, $codes:expr, $sums:ident, $more:literal $(, $min:ident)?) => {
+    ($name:ident, $block:ty, $codes:expr, $sums:ident, $more:literal $(, $min:ident)?) => {
         #[inline]
-        #[target_feature(enable = $features)]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn $name<const R: usize, const T: usize>(w: &Matrix, row: usize, acts: &Acts, from: usize, out: &mut [f32]) {
             // Slices of its own: with `tiles::fours` and `Codes::fours`, whose lengths are cut first, decoding lost a tenth.
             let (mut fours, mut lasts) = ([&[][..]; R], [[<$block as bytemuck::Zeroable>::zeroed(); 4]; R]);
@@ -195,7 +194,7 @@ macro_rules! dot_of_blocks {
                 lasts[r].iter_mut().zip(rest).for_each(|(last, block)| *last = *block);
                 some_last = !rest.is_empty();
             }
-            let ahead = avx2::ahead(R * fours[0].len() * size_of::<[$block; 4]>());
+            let ahead = ahead(R * fours[0].len() * size_of::<[$block; 4]>());
             let mut x = [(&[][..], &[][..], &[][..]); T];
             for t in 0..T {
                 let row = &acts.q8[from + t];
@@ -211,19 +210,19 @@ macro_rules! dot_of_blocks {
                 for r in 0..R {
                     let four = if i < n { &fours[r][i] } else { &lasts[r] };
                     if T == 1 {
-                        avx2::fetch(four, ahead);
+                        fetch(four, ahead);
                     }
                     let w: [__m256i; 4] = [$codes(&four[0]), $codes(&four[1]), $codes(&four[2]), $codes(&four[3])];
-                    let scales = avx2::quad([four[0].d, four[1].d, four[2].d, four[3].d]);
-                    $(let mins = avx2::quad([four[0].$min, four[1].$min, four[2].$min, four[3].$min]);)?
+                    let scales = quad([four[0].d, four[1].d, four[2].d, four[3].d]);
+                    $(let mins = quad([four[0].$min, four[1].$min, four[2].$min, four[3].$min]);)?
                     for t in 0..T {
                         let (qs, x_sums) = (&x[t].0[i], &x[t].1[i]);
-                        let x_scales = avx2::floats(&x[t].2[i]);
+                        let x_scales = floats(&x[t].2[i]);
                         let sums = _mm_cvtepi32_ps($sums::<$more>(w, qs, x_sums));
                         let sums = _mm_mul_ps(sums, _mm_mul_ps(scales, x_scales));
                         $(
                             // Named after the field that holds the value of code 0.
-                            let $min = _mm_cvtepi32_ps(avx2::widen(x_sums));
+                            let $min = _mm_cvtepi32_ps(widen(x_sums));
                             let sums = _mm_add_ps(sums, _mm_mul_ps($min, _mm_mul_ps(mins, x_scales)));
                         )?
                         strands[r][t] = _mm_add_ps(strands[r][t], sums);
@@ -233,22 +232,20 @@ macro_rules! dot_of_blocks {
             for r in 0..R {
                 for t in 0..T {
                     if let Some(out) = out.get_mut(r + t) {
-                        *out = scalar::tree(avx2::strands_of(strands[r][t]));
+                        *out = scalar::tree(strands_of(strands[r][t]));
                     }
                 }
             }
         }
     };
 }
-pub(super) use dot_of_blocks;
-
 /// Calls `$dot` for all rows of weights, four at a time, and the one row of activations.
 macro_rules! fours {
     ($dot:ident, $w:ident, $first:ident, $acts:ident, $out:ident) => {
         (0..$out.len()).step_by(4).for_each(|r| $dot::<4, 1>($w, $first + r, $acts, 0, &mut $out[r..]))
     };
 }
-pub(super) use fours;
+use fours;
 
 /// The same of any number of rows of activations, of which several meet one row of weights at a time.
 macro_rules! grid {
@@ -271,7 +268,7 @@ macro_rules! grid {
 use grid;
 
 /// What memory takes time to bring: 4 KiB at 20 GB/s are 200 ns.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
 /// Bytes from what is read to what is asked for: the same place of later rows, unless they lie too far to stay in the nearest
 /// cache.
@@ -314,11 +311,11 @@ pub(super) fn strands_of(strands: __m128) -> [f32; scalar::STRANDS] {
     out
 }
 
-dot_of_blocks!("avx2,fma,f16c", dot_q8_0, BlockQ8_0, codes_q8_0, signed, 0);
-dot_of_blocks!("avx2,fma,f16c", dot_q4_0, BlockQ4_0, codes_q4_0, unsigned, 3);
-dot_of_blocks!("avx2,fma,f16c", dot_q4_1, BlockQ4_1, codes_q4_1, unsigned, 0, m);
-dot_of_blocks!("avx2,fma,f16c", dot_q5_0, BlockQ5_0, codes_q5_0, unsigned, 4);
-dot_of_blocks!("avx2,fma,f16c", dot_q5_1, BlockQ5_1, codes_q5_1, unsigned, 0, m);
+dot_of_blocks!(dot_q8_0, BlockQ8_0, codes_q8_0, signed, 0);
+dot_of_blocks!(dot_q4_0, BlockQ4_0, codes_q4_0, unsigned, 3);
+dot_of_blocks!(dot_q4_1, BlockQ4_1, codes_q4_1, unsigned, 0, m);
+dot_of_blocks!(dot_q5_0, BlockQ5_0, codes_q5_0, unsigned, 4);
+dot_of_blocks!(dot_q5_1, BlockQ5_1, codes_q5_1, unsigned, 0, m);
 
 /// Signed codes of a block, in order.
 #[inline]

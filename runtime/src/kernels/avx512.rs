@@ -1,19 +1,19 @@
-//! The kernels in AVX-512 with VNNI. One row of activations meets the weight rows as they are: blocks of 32 here, blocks of 256
-//! with the functions of [`super::avx2`], whose products of bytes no instruction of this level makes shorter. Several rows meet
-//! [`panels`] of eight weight rows. Types without a function run the loops of [`super::scalar`], compiled for this level.
+//! The kernels in AVX-512 with VNNI. One row of activations meets the weight rows as they are, four at a time: in
+//! blocks of 32 ([`single`]), in blocks of 256 ([`supers`]). Several rows meet [`panels`] of eight weight rows. Types without a function run the loops of [`super::scalar`], compiled for this level.
 
 mod panels;
+mod single;
+mod supers;
 
 use std::arch::x86_64::*;
 
 use super::Matrix;
 use super::acts::{Acts, Turn};
 use super::attention::{self, Seen};
-use super::avx2::{self, codes_q4_0, codes_q4_1, codes_q5_0, codes_q5_1, codes_q8_0, dot_q4_k, dot_q5_k, dot_q6_k};
 use super::scalar;
 use super::tiles::tiles;
 use crate::format::GgmlType;
-use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
+use crate::format::block::{self, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ8_0};
 
 /// Exists only where the CPU has AVX-512 F, BW, VL, DQ and VNNI (and F16C, which all of these have).
 #[derive(Debug, Clone, Copy)]
@@ -76,14 +76,14 @@ fn rows(w: &Matrix, first: usize, acts: &Acts, out: &mut [f32], scratch: &mut [f
         return panels::rows(w, first, acts, out, scratch);
     }
     match w.ty {
-        GgmlType::Q8_0 => avx2::fours!(dot_q8_0, w, first, acts, out),
-        GgmlType::Q4_0 => avx2::fours!(dot_q4_0, w, first, acts, out),
-        GgmlType::Q4_1 => avx2::fours!(dot_q4_1, w, first, acts, out),
-        GgmlType::Q5_0 => avx2::fours!(dot_q5_0, w, first, acts, out),
-        GgmlType::Q5_1 => avx2::fours!(dot_q5_1, w, first, acts, out),
-        GgmlType::Q4_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q4_k::<1>(row, acts, t, out)),
-        GgmlType::Q5_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q5_k::<1>(row, acts, t, out)),
-        GgmlType::Q6_K => scalar::tiles(w, first, acts, out, |row, acts, t, out| dot_q6_k::<1>(row, acts, t, out)),
+        GgmlType::Q8_0 => single::rows::<BlockQ8_0>(w, first, acts, out),
+        GgmlType::Q4_0 => single::rows::<BlockQ4_0>(w, first, acts, out),
+        GgmlType::Q4_1 => single::rows::<BlockQ4_1>(w, first, acts, out),
+        GgmlType::Q5_0 => single::rows::<BlockQ5_0>(w, first, acts, out),
+        GgmlType::Q5_1 => single::rows::<BlockQ5_1>(w, first, acts, out),
+        GgmlType::Q4_K => supers::shares::<BlockQ4K>(w, first, acts, out),
+        GgmlType::Q5_K => supers::shares::<BlockQ5K>(w, first, acts, out),
+        GgmlType::Q6_K => supers::sixteens(w, first, acts, out),
         GgmlType::F16 => tiles!([dot_f16], w, first, acts, out),
         GgmlType::F32 => tiles!([dot_f32_row], w, first, acts, out),
         _ => scalar::rows(w, first, acts, out, scratch),
@@ -129,35 +129,6 @@ fn tree(lanes: __m512) -> f32 {
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), lanes) };
     scalar::tree(out)
 }
-
-/// Sums of products of four blocks of codes with four of activations; codes are too large by two to the power of `MORE`, and by
-/// nothing where that is 0.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-fn unsigned<const MORE: u32>(w: [__m256i; 4], x: &[[i8; 32]; 4], sums: &[i16; 4]) -> __m128i {
-    let of = |j: usize| _mm256_dpbusd_epi32(_mm256_setzero_si256(), w[j], load_256(bytemuck::cast_ref(&x[j])));
-    avx2::less::<MORE>(avx2::fold([of(0), of(1), of(2), of(3)]), sums)
-}
-
-/// Codes plus 128.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-fn unsigned_q8_0(w: &BlockQ8_0) -> __m256i {
-    _mm256_xor_si256(codes_q8_0(w), _mm256_set1_epi8(-128))
-}
-
-macro_rules! dot_of_blocks {
-    ($name:ident, $block:ty, $codes:ident, $more:literal $(, $min:ident)?) => {
-        avx2::dot_of_blocks!(
-            "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c", $name, $block, $codes, unsigned, $more $(, $min)?
-        );
-    };
-}
-dot_of_blocks!(dot_q8_0, BlockQ8_0, unsigned_q8_0, 7);
-dot_of_blocks!(dot_q4_0, BlockQ4_0, codes_q4_0, 3);
-dot_of_blocks!(dot_q4_1, BlockQ4_1, codes_q4_1, 0, m);
-dot_of_blocks!(dot_q5_0, BlockQ5_0, codes_q5_0, 4);
-dot_of_blocks!(dot_q5_1, BlockQ5_1, codes_q5_1, 0, m);
 
 /// Rows of floats, 16 of them a register.
 macro_rules! dot_of_floats {

@@ -1,7 +1,7 @@
 //! Request bodies -> what is asked, checked before anything is queued.
 
 use super::messages::read_messages;
-use super::names::Names;
+use super::names::{Names, Target};
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, TOKENIZE};
 #[cfg(feature = "constrain")]
 use super::shape;
@@ -39,8 +39,8 @@ pub(super) enum Prompt {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Completion {
     pub prompt: Prompt,
-    /// That `model` names.
-    pub adapter: Option<usize>,
+    /// What `model` names.
+    pub target: Target,
     /// `None`: what room the context leaves.
     pub max_tokens: Option<usize>,
     pub sampling: Sampling,
@@ -63,7 +63,7 @@ impl Completion {
     /// `POST /v1/chat/completions`.
     pub fn chat(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, CHAT)?;
-        let adapter = names.asked(&mut fields)?;
+        let target = names.asked(&mut fields)?;
         let messages = fields.take("messages").ok_or_else(|| fields.missing("messages"))?;
         let prompt = Prompt::Messages(read_messages(messages)?);
         let top = fields.count("top_logprobs", 0)?;
@@ -77,7 +77,7 @@ impl Completion {
         let shape = shape::Shape::of_chat(&mut fields)?;
         let rest = Self::rest(fields, prompt, logprobs, longer)?;
         Ok(Self {
-            adapter,
+            target,
             #[cfg(feature = "constrain")]
             shape,
             ..rest
@@ -87,14 +87,14 @@ impl Completion {
     /// `POST /v1/completions`.
     pub fn text(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, COMPLETION)?;
-        let adapter = names.asked(&mut fields)?;
+        let target = names.asked(&mut fields)?;
         let prompt = read_prompt(fields.take("prompt").ok_or_else(|| fields.missing("prompt"))?)?;
         let logprobs = fields.count("logprobs", 0)?;
         #[cfg(feature = "constrain")]
         let shape = shape::Shape::of_text(&mut fields)?;
         let rest = Self::rest(fields, prompt, logprobs, None)?;
         Ok(Self {
-            adapter,
+            target,
             #[cfg(feature = "constrain")]
             shape,
             ..rest
@@ -153,7 +153,7 @@ impl Completion {
         fields.finish()?;
         Ok(Self {
             prompt,
-            adapter: None,
+            target: Target::default(),
             max_tokens,
             sampling,
             stop,
@@ -167,10 +167,10 @@ impl Completion {
     }
 }
 
-/// `POST /v1/classify`: the adapter and the texts.
-pub(super) fn classify(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, Vec<String>)> {
+/// `POST /v1/classify`: the model and the texts.
+pub(super) fn classify(body: &[u8], names: &Names) -> ApiResult<(Target, Vec<String>)> {
     let mut fields = Fields::known(body, CLASSIFY)?;
-    let adapter = names.asked(&mut fields)?;
+    let target = names.asked(&mut fields)?;
     let inputs = match fields.take("input") {
         None => return Err(fields.missing("input")),
         Some(Value::String(text)) => vec![text],
@@ -186,7 +186,7 @@ pub(super) fn classify(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, 
     };
     fields.finish()?;
     inputs_within("input", inputs.len())?;
-    Ok((adapter, inputs))
+    Ok((target, inputs))
 }
 
 /// A number of texts that one request may hold.
@@ -200,8 +200,8 @@ pub(super) fn inputs_within(name: &str, n: usize) -> ApiResult<()> {
 /// `POST /v1/embeddings`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Embeddings {
-    /// That `model` names.
-    pub adapter: Option<usize>,
+    /// What `model` names.
+    pub target: Target,
     /// Texts and ids, never messages.
     pub inputs: Vec<Prompt>,
     /// Little-endian f32 in base64, which is what OpenAI's own clients ask for.
@@ -211,7 +211,7 @@ pub(super) struct Embeddings {
 impl Embeddings {
     pub fn read(body: &[u8], names: &Names) -> ApiResult<Self> {
         let mut fields = Fields::known(body, EMBEDDINGS)?;
-        let adapter = names.asked(&mut fields)?;
+        let target = names.asked(&mut fields)?;
         let inputs = match fields.take("input").ok_or_else(|| fields.missing("input"))? {
             Value::Array(all) if all.iter().any(|v| v.is_string() || v.is_array()) => all
                 .into_iter()
@@ -240,14 +240,14 @@ impl Embeddings {
         fields.string("user")?; // as in a completion
         fields.finish()?;
         inputs_within("input", inputs.len())?;
-        Ok(Self { adapter, inputs, base64 })
+        Ok(Self { target, inputs, base64 })
     }
 }
 
-/// `POST /v1/answer`: the adapter, question and context.
-pub(super) fn answer(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, String, String)> {
+/// `POST /v1/answer`: the model, question and context.
+pub(super) fn answer(body: &[u8], names: &Names) -> ApiResult<(Target, String, String)> {
     let mut fields = Fields::known(body, ANSWER)?;
-    let adapter = names.asked(&mut fields)?;
+    let target = names.asked(&mut fields)?;
     let (question, context) = (fields.required_string("question")?, fields.required_string("context")?);
     fields.finish()?;
     for (name, text) in [("question", &question), ("context", &context)] {
@@ -255,28 +255,28 @@ pub(super) fn answer(body: &[u8], names: &Names) -> ApiResult<(Option<usize>, St
             return Err(ApiError::field(name, "it is empty"));
         }
     }
-    Ok((adapter, question, context))
+    Ok((target, question, context))
 }
 
-/// `POST /tokenize`: the text.
-pub(super) fn tokenize(body: &[u8], names: &Names) -> ApiResult<String> {
+/// `POST /tokenize`: the model and the text.
+pub(super) fn tokenize(body: &[u8], names: &Names) -> ApiResult<(Target, String)> {
     let mut fields = Fields::known(body, TOKENIZE)?;
-    names.asked(&mut fields)?; // all have one vocabulary
+    let target = names.asked(&mut fields)?;
     let text = fields.required_string("text")?;
     fields.finish()?;
-    Ok(text)
+    Ok((target, text))
 }
 
-/// `POST /detokenize`: the ids.
-pub(super) fn detokenize(body: &[u8], names: &Names) -> ApiResult<Vec<u32>> {
+/// `POST /detokenize`: the model and the ids.
+pub(super) fn detokenize(body: &[u8], names: &Names) -> ApiResult<(Target, Vec<u32>)> {
     let mut fields = Fields::known(body, DETOKENIZE)?;
-    names.asked(&mut fields)?; // all have one vocabulary
+    let target = names.asked(&mut fields)?;
     let ids = match fields.take("ids").ok_or_else(|| fields.missing("ids"))? {
         Value::Array(all) => read_ids("ids", &all)?,
         other => return Err(wrong("ids", "an array of token ids", &other)),
     };
     fields.finish()?;
-    Ok(ids)
+    Ok((target, ids))
 }
 
 fn read_prompt(value: Value) -> ApiResult<Prompt> {
@@ -343,15 +343,20 @@ fn read_stop(value: Value) -> ApiResult<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::Served;
     use super::*;
     use serde_json::json;
 
+    fn names() -> Names {
+        Names::new(&[Served { adapters: vec!["a".into()], ..Served::new("m") }, Served::new("other")])
+    }
+
     fn text(body: Value) -> ApiResult<Completion> {
-        Completion::text(body.to_string().as_bytes(), &Names::new("m", &["a".into()]))
+        Completion::text(body.to_string().as_bytes(), &names())
     }
 
     fn chat(body: Value) -> ApiResult<Completion> {
-        Completion::chat(body.to_string().as_bytes(), &Names::new("m", &["a".into()]))
+        Completion::chat(body.to_string().as_bytes(), &names())
     }
 
     #[track_caller]
@@ -418,11 +423,13 @@ mod tests {
 
     #[test]
     fn another_models_name_is_not_found() {
-        let e = text(json!({"model": "other", "prompt": "a"})).unwrap_err();
+        let e = text(json!({"model": "another", "prompt": "a"})).unwrap_err();
         assert_eq!((e.status, e.code), (StatusCode::NOT_FOUND, Some("model_not_found")));
-        assert!(e.message.contains("`other`") && e.message.contains("`m`"), "{}", e.message);
-        let adapter = |name: &str| text(json!({"model": name, "prompt": "a"})).unwrap().adapter;
-        assert_eq!((adapter("m"), adapter("m:a")), (None, Some(0)));
+        assert!(e.message.contains("`another`") && e.message.contains("`m`"), "{}", e.message);
+        let target = |name: &str| text(json!({"model": name, "prompt": "a"})).unwrap().target;
+        let of = |model, adapter| Target { model, adapter };
+        assert_eq!([target("m"), target("m:a"), target("other")], [of(0, None), of(0, Some(0)), of(1, None)]);
+        assert_eq!(text(json!({"prompt": "a"})).unwrap().target, of(0, None));
         assert!(text(json!({"model": "m:b", "prompt": "a"})).unwrap_err().message.contains("`m`, `m:a`"));
     }
 }

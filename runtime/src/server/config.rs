@@ -48,15 +48,31 @@ impl Default for Limits {
     }
 }
 
+/// What one model is called, in requests and answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Its own name.
+    pub name: String,
+    /// Names of its adapters, in the order of their numbers; a request's `model` asks for one as `name:adapter`.
+    pub adapters: Vec<String>,
+}
+
+impl Served {
+    /// A model without adapters.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), adapters: Vec::new() }
+    }
+}
+
 /// How a server is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub addr: SocketAddr,
-    /// Name of the model, in requests and answers.
-    pub model: String,
-    /// Names of the session's adapters, in the order of their numbers; a request's `model` asks for one as `model:name`.
-    pub adapters: Vec<String>,
+    /// What is served, at least one; a request that names none gets the first.
+    pub models: Vec<Served>,
+    /// Bytes that the models which are loaded at a time may take together; `None` leaves that to whoever loads them.
+    pub memory: Option<u64>,
     /// When given, or with keys in [`Access::key_file`], requests need `Authorization: Bearer KEY`; probes do not.
     pub api_key: Option<String>,
     /// Who else may ask.
@@ -75,8 +91,8 @@ impl Config {
     pub fn new(addr: SocketAddr, model: impl Into<String>) -> Self {
         Self {
             addr,
-            model: model.into(),
-            adapters: Vec::new(),
+            models: vec![Served::new(model)],
+            memory: None,
             api_key: None,
             access: Access::default(),
             #[cfg(feature = "tls")]

@@ -3,6 +3,7 @@
 use super::accept::Busy;
 use super::ask::{self, Completion, Embeddings, Prompt};
 use super::messages::render;
+use super::names::Target;
 use super::queue::{Event, Job, Refused, Work};
 use super::reply::{self, Chunks, Head, Logprobs};
 use super::routes::App;
@@ -28,16 +29,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub(super) type Answered<T = Response> = ApiResult<T>;
 
-/// Whose key opened the request (see [`super::guard::Keys::owner`]), and the adapter that it names.
+/// Whose key opened the request (see [`super::guard::Keys::owner`]), and the model that it names.
 #[derive(Clone, Copy)]
-pub(super) struct Owner(pub u64, pub Option<usize>);
+pub(super) struct Owner(pub u64, pub Target);
 
 pub(super) async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
 pub(super) async fn readyz(State(app): State<App>) -> Answered<Json<Value>> {
-    serving(&app).map(|_| Json(json!({"status": "ready"})))
+    here(&app).map(|()| Json(json!({"status": "ready"})))
 }
 
 pub(super) async fn page() -> Response {
@@ -45,24 +46,24 @@ pub(super) async fn page() -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {
-    let text = app.metrics.text(&app.queue, serving(&app).is_ok());
+    let text = app.metrics.text(&app.queue, here(&app).is_ok());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
-    Json(openapi::document(&app.model, app.keys.needed()))
+    Json(openapi::document(app.names.of(Target::default()), app.keys.needed()))
 }
 
 pub(super) async fn models(State(app): State<App>) -> Json<Value> {
-    let one = |name: &Arc<str>| {
+    let one = |(name, target): &(Arc<str>, Target)| {
         let mut model = json!({"id": &**name, "object": "model", "created": app.since, "owned_by": "edgeft"});
-        if let Some(serving) = app.serving.get() {
+        if let Some(serving) = app.serving[target.model].get() {
             model["task"] = serving.purpose().into();
             model["context_length"] = serving.capacity.into();
             model["chat"] = serving.chat.is_some().into();
         }
-        if **name != *app.model {
-            model["parent"] = (*app.model).into();
+        if target.adapter.is_some() {
+            model["parent"] = (**app.names.model(*target)).into();
         }
         model
     };
@@ -70,13 +71,20 @@ pub(super) async fn models(State(app): State<App>) -> Json<Value> {
     Json(json!({"object": "list", "data": all}))
 }
 
-/// The model, once it is there and while the server is not about to stop.
-pub(super) fn serving(app: &Shared) -> ApiResult<&Serving> {
+/// Whether the models are there and the server is not about to stop.
+pub(super) fn here(app: &Shared) -> ApiResult<()> {
+    serving(app, Target::default()).map(|_| ()) // the first is loaded last
+}
+
+/// What is known of a model, once it has been there and while the server is not about to stop.
+pub(super) fn serving(app: &Shared, target: Target) -> ApiResult<&Serving> {
     let unavailable = |code, message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     if app.draining.load(Ordering::SeqCst) {
         return Err(unavailable("draining", "the server is about to stop"));
     }
-    app.serving.get().ok_or_else(|| unavailable("model_loading", "the model is still being loaded; ask again soon"))
+    app.serving[target.model]
+        .get()
+        .ok_or_else(|| unavailable("model_loading", "the model is still being loaded; ask again soon"))
 }
 
 /// A request's whole body, within size and time.
@@ -98,11 +106,12 @@ pub(super) async fn read(app: &Shared, body: Body) -> ApiResult<Bytes> {
 /// Runs what takes a while on a thread of its own, so that other connections are served meanwhile.
 async fn aside<T: Send + 'static>(
     app: &App,
+    target: Target,
     work: impl FnOnce(&Serving, &Tokenizer) -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
     let app = app.clone();
     let outcome = tokio::task::spawn_blocking(move || {
-        let serving = serving(&app)?;
+        let serving = serving(&app, target)?;
         let tokenizer = serving.tokenizer.as_ref().ok_or_else(|| {
             let message = "the model carries no tokenizer, so it takes token ids and no text: send `prompt` as ids";
             ApiError::new(StatusCode::BAD_REQUEST, "unsupported_by_model", message)
@@ -117,7 +126,7 @@ async fn aside<T: Send + 'static>(
 /// Puts work into the queue, or refuses at once.
 pub(super) fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<UnboundedReceiver<Event>> {
     let (reply, events) = unbounded_channel();
-    match app.queue.push(Job::new(work, owner.0, reply).under(owner.1)) {
+    match app.queue.push(Job::new(work, owner.0, reply).to(owner.1)) {
         Ok(()) => Ok(events),
         Err(Refused::Full(waiting)) => {
             let message = format!("{waiting} requests wait already; ask again later");
@@ -128,8 +137,8 @@ pub(super) fn submit(app: &Shared, owner: Owner, work: Work) -> ApiResult<Unboun
 }
 
 /// 400 for what this model is not for, with the way out.
-fn not_for(app: &Shared, what: &str, instead: &str) -> ApiError {
-    let message = format!("`{}` does not {what}; {instead}", app.model);
+fn not_for(app: &Shared, target: Target, what: &str, instead: &str) -> ApiError {
+    let message = format!("`{}` does not {what}; {instead}", app.names.model(target));
     ApiError::new(StatusCode::BAD_REQUEST, "unsupported_by_model", message)
 }
 
@@ -169,7 +178,7 @@ pub(super) async fn chat(
     Extension(busy): Extension<Arc<Busy>>,
     body: Body,
 ) -> Answered {
-    serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
     complete(app.clone(), owner, busy, Completion::chat(&body, &app.names)?).await
 }
@@ -180,23 +189,23 @@ pub(super) async fn completions(
     Extension(busy): Extension<Arc<Busy>>,
     body: Body,
 ) -> Answered {
-    serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
     complete(app.clone(), owner, busy, Completion::text(&body, &app.names)?).await
 }
 
 async fn complete(app: App, owner: Owner, busy: Arc<Busy>, asked: Completion) -> Answered {
-    let model = serving(&app)?;
+    let target = asked.target;
+    let model = serving(&app, target)?;
     if !model.generates() {
-        return Err(not_for(&app, "generate text", instead(model)));
+        return Err(not_for(&app, target, "generate text", instead(model)));
     }
     let (chat, n, stream, usage) = (asked.is_chat(), asked.n, asked.stream, asked.include_usage);
-    let adapter = asked.adapter;
     #[cfg(feature = "constrain")]
     let reader = asked.shape.reader(model)?;
     let work = generation(&app, asked).await?;
-    let head = Head::new(chat, app.names.of(adapter).clone());
-    let events = submit(&app, Owner(owner.0, adapter), work)?;
+    let head = Head::new(chat, app.names.of(target).clone());
+    let events = submit(&app, Owner(owner.0, target), work)?;
     if stream {
         let chunks = Chunks::new(head, model.tokenizer.as_ref(), n, usage);
         #[cfg(feature = "constrain")]
@@ -239,7 +248,8 @@ pub(super) async fn collect(mut events: UnboundedReceiver<Event>, n: usize) -> A
 
 /// What the engine is asked for a completion, once its prompt is ids and fits.
 pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> {
-    let model = serving(app)?;
+    let target = asked.target;
+    let model = serving(app, target)?;
     let chat = asked.is_chat();
     let param = if chat { "messages" } else { "prompt" };
     #[cfg(feature = "constrain")]
@@ -251,17 +261,18 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
             let asked = if shape.offer.is_some() { "tools" } else { "response_format" };
             return Err(ApiError::field(asked, "the model carries no tokenizer, so no text can be held to it"));
         }
-        false => aside(app, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
+        false => aside(app, target, move |serving, tokenizer| shape.ready(serving, tokenizer)).await?,
     };
     let prompt = match asked.prompt {
         Prompt::Ids(ids) => ids,
-        Prompt::Text(text) => aside(app, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
+        Prompt::Text(text) => aside(app, target, move |_, tokenizer| Ok(tokenizer.encode(&text, true)?)).await?,
         Prompt::Messages(messages) => {
             #[cfg(feature = "constrain")]
             let tools = asked.shape.offer.map(Offer::into_tools);
             #[cfg(not(feature = "constrain"))]
             let tools: Option<Vec<Value>> = None;
-            aside(app, move |serving, tokenizer| render(serving, tokenizer, &messages, tools.as_deref())).await?
+            aside(app, target, move |serving, tokenizer| render(serving, tokenizer, &messages, tools.as_deref()))
+                .await?
         }
     };
     #[cfg(feature = "constrain")]
@@ -295,7 +306,12 @@ pub(super) async fn generation(app: &App, asked: Completion) -> ApiResult<Work> 
 }
 
 /// Ids of texts, each of which must fit.
-pub(super) async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -> ApiResult<Vec<Vec<u32>>> {
+pub(super) async fn ids_of(
+    app: &App,
+    target: Target,
+    name: &'static str,
+    inputs: Vec<Prompt>,
+) -> ApiResult<Vec<Vec<u32>>> {
     let check = move |i: usize, ids: Vec<u32>, capacity: usize| {
         let name = format!("{name}[{i}]");
         match ids.len() {
@@ -304,7 +320,7 @@ pub(super) async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -
             _ => Ok(ids),
         }
     };
-    let capacity = serving(app)?.capacity;
+    let capacity = serving(app, target)?.capacity;
     if inputs.iter().all(|input| matches!(input, Prompt::Ids(_))) {
         let ids = |(i, input)| check(i, if let Prompt::Ids(ids) = input { ids } else { Vec::new() }, capacity);
         return inputs.into_iter().enumerate().map(ids).collect();
@@ -317,7 +333,7 @@ pub(super) async fn ids_of(app: &App, name: &'static str, inputs: Vec<Prompt>) -
         };
         inputs.into_iter().enumerate().map(encode).collect::<ApiResult<Vec<_>>>()
     };
-    aside(app, encode).await
+    aside(app, target, encode).await
 }
 
 pub(super) fn prompts(texts: Vec<String>) -> Vec<Prompt> {
@@ -329,16 +345,17 @@ pub(super) async fn classify(
     Extension(owner): Extension<Owner>,
     body: Body,
 ) -> Answered<Json<Value>> {
-    let model = serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
-    let (adapter, inputs) = ask::classify(&body, &app.names)?;
+    let (target, inputs) = ask::classify(&body, &app.names)?;
+    let model = serving(&app, target)?;
     if model.task != Task::Classify {
-        return Err(not_for(&app, "classify", instead(model)));
+        return Err(not_for(&app, target, "classify", instead(model)));
     }
-    let inputs = ids_of(&app, "input", prompts(inputs)).await?;
+    let inputs = ids_of(&app, target, "input", prompts(inputs)).await?;
     let tokens = inputs.iter().map(Vec::len).sum();
-    match submit(&app, Owner(owner.0, adapter), Work::Classify { inputs })?.recv().await {
-        Some(Event::Classified(all)) => Ok(Json(reply::classified(app.names.of(adapter), &all, tokens))),
+    match submit(&app, Owner(owner.0, target), Work::Classify { inputs })?.recv().await {
+        Some(Event::Classified(all)) => Ok(Json(reply::classified(app.names.of(target), &all, tokens))),
         Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
@@ -349,18 +366,18 @@ pub(super) async fn embeddings(
     Extension(owner): Extension<Owner>,
     body: Body,
 ) -> Answered<Json<Value>> {
-    let model = serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
     let asked = Embeddings::read(&body, &app.names)?;
+    let target = asked.target;
+    let model = serving(&app, target)?;
     if model.task != Task::Embed {
-        return Err(not_for(&app, "give vectors", instead(model)));
+        return Err(not_for(&app, target, "give vectors", instead(model)));
     }
-    let inputs = ids_of(&app, "input", asked.inputs).await?;
+    let inputs = ids_of(&app, target, "input", asked.inputs).await?;
     let tokens = inputs.iter().map(Vec::len).sum();
-    match submit(&app, Owner(owner.0, asked.adapter), Work::Embed { inputs })?.recv().await {
-        Some(Event::Embedded(all)) => {
-            Ok(Json(reply::embedded(app.names.of(asked.adapter), &all, asked.base64, tokens)))
-        }
+    match submit(&app, Owner(owner.0, target), Work::Embed { inputs })?.recv().await {
+        Some(Event::Embedded(all)) => Ok(Json(reply::embedded(app.names.of(target), &all, asked.base64, tokens))),
         Some(Event::Failed(e)) => Err(e),
         _ => Err(ApiError::broken_off()),
     }
@@ -371,14 +388,15 @@ pub(super) async fn answer(
     Extension(owner): Extension<Owner>,
     body: Body,
 ) -> Answered<Json<Value>> {
-    let model = serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
-    let (adapter, question, context) = ask::answer(&body, &app.names)?;
+    let (target, question, context) = ask::answer(&body, &app.names)?;
+    let model = serving(&app, target)?;
     if !model.generates() && !model.finds_spans() {
-        return Err(not_for(&app, "answer questions", instead(model)));
+        return Err(not_for(&app, target, "answer questions", instead(model)));
     }
-    let found = answer_one(&app, Owner(owner.0, adapter), question, context).await?;
-    Ok(Json(reply::answered(app.names.of(adapter), &found)))
+    let found = answer_one(&app, Owner(owner.0, target), question, context).await?;
+    Ok(Json(reply::answered(app.names.of(target), &found)))
 }
 
 pub(super) async fn answer_one(app: &App, owner: Owner, question: String, context: String) -> ApiResult<Answer> {
@@ -390,10 +408,10 @@ pub(super) async fn answer_one(app: &App, owner: Owner, question: String, contex
 }
 
 pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
-    serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
-    let text = ask::tokenize(&body, &app.names)?;
-    let ids = aside(&app, move |_, tokenizer| {
+    let (target, text) = ask::tokenize(&body, &app.names)?;
+    let ids = aside(&app, target, move |_, tokenizer| {
         let ids = tokenizer.encode(&text, true)?;
         let tokens: Vec<&str> = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect();
         Ok(json!({"ids": ids, "tokens": tokens}))
@@ -402,15 +420,16 @@ pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Answered<Jso
 }
 
 pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Answered<Json<Value>> {
-    serving(&app)?;
+    here(&app)?;
     let body = read(&app, body).await?;
-    let ids = ask::detokenize(&body, &app.names)?;
-    let text = aside(&app, move |_, tokenizer| match ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
-        Some(id) => {
-            let message = format!("token {id} is outside the vocabulary of {}", tokenizer.vocab_size());
-            Err(ApiError::field("ids", message))
-        }
-        None => Ok(json!({"text": tokenizer.decode(&ids, false)})),
-    });
+    let (target, ids) = ask::detokenize(&body, &app.names)?;
+    let text =
+        aside(&app, target, move |_, tokenizer| match ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
+            Some(id) => {
+                let message = format!("token {id} is outside the vocabulary of {}", tokenizer.vocab_size());
+                Err(ApiError::field("ids", message))
+            }
+            None => Ok(json!({"text": tokenizer.decode(&ids, false)})),
+        });
     Ok(Json(text.await?))
 }

@@ -32,6 +32,7 @@ impl Plan {
     /// - `adapters`: bytes of those beside the model, together
     /// - `parallel`: answers side by side; when it is left open, [`PARALLEL`] or as many as there is memory for
     /// - `kept`: caches; when it is left open, as many as answers
+    /// - `most`: bytes that it may take, where that is less than there are
     /// # Errors
     /// [`Kind::Limit`] with the numbers and the ways out.
     pub fn new(
@@ -40,10 +41,17 @@ impl Plan {
         options: &SessionOptions,
         parallel: Option<usize>,
         kept: Option<usize>,
+        most: Option<u64>,
     ) -> Result<Self> {
         // What a GPU has is told by its driver, when the cache grows there.
         let memory = if options.backend == Backend::Gpu { None } else { usable_bytes() };
-        Self::within(model, adapters, options, parallel, kept, memory)
+        let least = most.into_iter().chain(memory).min();
+        Self::within(model, adapters, options, parallel, kept, least)
+    }
+
+    /// All that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.weights.saturating_add(self.adapters).saturating_add(self.caches)
     }
 
     /// What to tell when there is memory for fewer answers than usual, and no number was asked for.
@@ -73,16 +81,19 @@ impl Plan {
         };
         let least = parallel.unwrap_or(1);
         let memory = memory.unwrap_or(u64::MAX);
-        let fits = |plan: &Self| plan.weights.saturating_add(adapters).saturating_add(plan.caches) <= memory;
+        let fits = |plan: &Self| plan.bytes() <= memory;
         let found = (least..=parallel.unwrap_or(PARALLEL)).rev().map(plan).find(fits);
         found.ok_or_else(|| {
             let Self { sequences, caches, .. } = plan(least);
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
             let beside = if adapters > 0 { format!(", adapters {} MiB", mib(adapters)) } else { String::new() };
             let fewer = if adapters > 0 { ", serve fewer adapters" } else { "" };
+            let room = memory.saturating_sub(weights.saturating_add(adapters));
+            let longest = (ctx as u64 * room).checked_div(caches).unwrap_or(0);
+            let fitting = if longest > 0 { format!(" (--ctx {longest} fits)") } else { String::new() };
             let message = format!(
                 "the weights take {} MiB{beside} and {sequences} sequences of {ctx} tokens {} MiB, but there are {} MiB; \
-                 lower --ctx, --parallel or --cache-slots{fewer}, or quantize the model further",
+                 lower --ctx{fitting}, --parallel or --cache-slots{fewer}, or quantize the model further",
                 mib(weights),
                 mib(caches),
                 memory >> 20

@@ -86,6 +86,9 @@ pub(super) struct Metrics {
     pub batch: Sizes,
     slots: AtomicUsize,
     slots_busy: AtomicUsize,
+    models: AtomicUsize,
+    models_loaded: AtomicU64,
+    models_unloaded: AtomicU64,
     /// By index of the route, its end for what is none, and status: as many entries as there are of these, whatever clients do.
     requests: Mutex<BTreeMap<(usize, u16), u64>>,
 }
@@ -105,9 +108,18 @@ impl Metrics {
         Running(&self.running)
     }
 
-    /// How much may go on at a time.
-    pub fn set_slots(&self, n: usize) {
-        self.slots.store(n, Relaxed);
+    /// How many models are loaded, and how much may go on at a time with all of them.
+    pub fn set_models(&self, models: usize, slots: usize) {
+        self.models.store(models, Relaxed);
+        self.slots.store(slots, Relaxed);
+    }
+
+    pub fn model_loaded(&self) {
+        self.models_loaded.fetch_add(1, Relaxed);
+    }
+
+    pub fn model_unloaded(&self) {
+        self.models_unloaded.fetch_add(1, Relaxed);
     }
 
     /// How much goes on.
@@ -153,6 +165,8 @@ impl Metrics {
             ("edgeft_prompt_tokens_total", "Tokens of prompts and texts.", &self.prompt_tokens),
             ("edgeft_cached_prompt_tokens_total", "Of these, tokens that a cache still held.", &self.cached_tokens),
             ("edgeft_completion_tokens_total", "Tokens generated.", &self.completion_tokens),
+            ("edgeft_model_loads_total", "Times that a model was loaded.", &self.models_loaded),
+            ("edgeft_model_unloads_total", "Times that a model made room for another.", &self.models_unloaded),
         ];
         counters.into_iter().for_each(|(name, help, value)| one(name, "counter", help, value.load(Relaxed)));
         one("edgeft_requests_running", "gauge", "Requests being computed.", self.running.load(Relaxed) as u64);
@@ -160,6 +174,7 @@ impl Metrics {
         let slots = [
             ("edgeft_slots", "Answers, or lists of texts, that may go on at a time.", &self.slots),
             ("edgeft_slots_busy", "Of these, how many do.", &self.slots_busy),
+            ("edgeft_models_loaded", "Models that are loaded.", &self.models),
         ];
         slots.into_iter().for_each(|(name, help, n)| one(name, "gauge", help, n.load(Relaxed) as u64));
         one("edgeft_ready", "gauge", "1 once the model answers, 0 before and while draining.", u64::from(ready));

@@ -4,6 +4,7 @@
 //! queue, or ends before its next token. The channel has no bound of its own: a job sends at most as many events as the
 //! context has tokens, and a client that reads slowly must not hold up the engine for the others.
 
+use super::names::Target;
 use super::wire::ApiError;
 use crate::session::{Answer, GenerateOptions, Generation, LabelScore, TokenLogprobs};
 use std::collections::VecDeque;
@@ -48,20 +49,20 @@ pub(super) struct Job {
     pub work: Work,
     /// Whose cache it may see; 0 is everybody's where no keys are asked for.
     pub owner: u64,
-    /// What it is computed with beside the model.
-    pub adapter: Option<usize>,
+    /// What it is computed with.
+    pub target: Target,
     pub asked: Instant,
     pub reply: UnboundedSender<Event>,
 }
 
 impl Job {
     pub fn new(work: Work, owner: u64, reply: UnboundedSender<Event>) -> Self {
-        Self { work, owner, adapter: None, asked: Instant::now(), reply }
+        Self { work, owner, target: Target::default(), asked: Instant::now(), reply }
     }
 
-    /// The same under an adapter of the session, by its number.
-    pub fn under(self, adapter: Option<usize>) -> Self {
-        Self { adapter, ..self }
+    /// The same for another model, or under an adapter of one.
+    pub fn to(self, target: Target) -> Self {
+        Self { target, ..self }
     }
 }
 
@@ -89,14 +90,9 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// The first that somebody still waits for.
-    fn next(&mut self) -> Option<Job> {
-        while let Some(job) = self.jobs.pop_front() {
-            if !job.reply.is_closed() {
-                return Some(job);
-            }
-        }
-        None
+    /// Drops what nobody waits for any more.
+    fn let_go(&mut self) {
+        self.jobs.retain(|job| !job.reply.is_closed());
     }
 }
 
@@ -116,7 +112,7 @@ impl Queue {
         if waiting.closed {
             return Err(Refused::Closed);
         }
-        waiting.jobs.retain(|job| !job.reply.is_closed()); // who left makes room
+        waiting.let_go(); // who left makes room
         if waiting.jobs.len() >= self.capacity {
             return Err(Refused::Full(waiting.jobs.len()));
         }
@@ -130,21 +126,35 @@ impl Queue {
         self.lock().jobs.len()
     }
 
-    /// The next job that somebody still waits for; `None` once the queue is closed and empty.
-    pub fn pop(&self) -> Option<Job> {
+    /// Waits until there is a job that somebody waits for; `false` once the queue is closed and empty.
+    pub fn wait(&self) -> bool {
         let mut waiting = self.lock();
         loop {
-            match waiting.next() {
-                Some(job) => return Some(job),
-                None if waiting.closed => return None,
-                None => waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            waiting.let_go();
+            if !waiting.jobs.is_empty() {
+                return true;
             }
+            if waiting.closed {
+                return false;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The same without waiting for one.
-    pub fn try_pop(&self) -> Option<Job> {
-        self.lock().next()
+    /// The first job for `model`. None behind a job for a model that is not `here` is taken, so that those who ask for models
+    /// that are loaded cannot hold up for ever who asks for another.
+    pub fn take(&self, model: usize, here: impl Fn(usize) -> bool) -> Option<Job> {
+        let mut waiting = self.lock();
+        waiting.let_go();
+        let at = waiting.jobs.iter().position(|job| job.target.model == model || !here(job.target.model))?;
+        if waiting.jobs[at].target.model == model { waiting.jobs.remove(at) } else { None }
+    }
+
+    /// The model that the first job asks for whose model is not `here`.
+    pub fn missing(&self, here: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut waiting = self.lock();
+        waiting.let_go();
+        waiting.jobs.iter().map(|job| job.target.model).find(|model| !here(*model))
     }
 
     /// Tells those who have waited longer than `most` that it took too long.
@@ -187,8 +197,9 @@ mod tests {
         (Job::new(Work::Answer { question: question.into(), context: String::new() }, 0, reply), client)
     }
 
-    fn asked(job: Option<Job>) -> Option<String> {
-        job.map(|job| match job.work {
+    /// What the next job for the first model asks, when all models are here.
+    fn asked(queue: &Queue) -> Option<String> {
+        queue.take(0, |_| true).map(|job| match job.work {
             Work::Answer { question, .. } => question,
             _ => unreachable!(),
         })
@@ -203,8 +214,8 @@ mod tests {
         assert_eq!(queue.push(c), Err(Refused::Full(2)));
         drop(b_client);
         queue.push(d).unwrap();
-        assert_eq!(asked(queue.pop()).as_deref(), Some("a"));
-        assert_eq!(asked(queue.pop()).as_deref(), Some("d"));
+        assert_eq!(asked(&queue).as_deref(), Some("a"));
+        assert_eq!(asked(&queue).as_deref(), Some("d"));
     }
 
     #[test]
@@ -216,7 +227,7 @@ mod tests {
         assert!(client.try_recv().is_err() && queue.waiting() == 1);
         queue.expire(Duration::ZERO);
         assert!(matches!(client.try_recv(), Ok(Event::Failed(e)) if e.code == Some("deadline_exceeded")));
-        assert!(queue.try_pop().is_none());
+        assert!(asked(&queue).is_none());
     }
 
     #[test]
@@ -226,8 +237,8 @@ mod tests {
         queue.push(a).unwrap();
         queue.close();
         assert_eq!(queue.push(b), Err(Refused::Closed));
-        assert_eq!(asked(queue.pop()).as_deref(), Some("a"));
-        assert!(queue.pop().is_none());
+        assert_eq!(asked(&queue).as_deref(), Some("a"));
+        assert!(!queue.wait());
     }
 
     #[test]
@@ -237,6 +248,20 @@ mod tests {
         queue.push(a).unwrap();
         queue.push(b).unwrap();
         drop(a_client);
-        assert_eq!(asked(queue.pop()).as_deref(), Some("b"));
+        assert_eq!(asked(&queue).as_deref(), Some("b"));
+    }
+    #[test]
+    fn who_asks_for_a_model_that_is_not_here_is_not_overtaken() {
+        let queue = Queue::new(4);
+        let ((a, _a), (b, _b), (c, _c)) = (job("a"), job("b"), job("c"));
+        let other = Target { model: 1, adapter: None };
+        queue.push(a).unwrap();
+        queue.push(b.to(other)).unwrap();
+        queue.push(c).unwrap();
+        let first_alone = |model| model == 0;
+        assert_eq!(queue.missing(first_alone), Some(1));
+        assert!(queue.take(0, first_alone).is_some() && queue.take(0, first_alone).is_none());
+        assert_eq!(queue.missing(|_| true), None);
+        assert!(queue.take(1, |_| true).is_some() && asked(&queue).as_deref() == Some("c"));
     }
 }

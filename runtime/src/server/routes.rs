@@ -2,6 +2,7 @@
 
 use super::accept::Activity;
 use super::handlers as on;
+use super::names::Target;
 use super::schema::{ANSWER, CHAT, CLASSIFY, COMPLETION, DETOKENIZE, EMBEDDINGS, Field, INFER, TOKENIZE};
 use super::wire::ApiError;
 use super::{Shared, guard, reply, v2};
@@ -158,7 +159,7 @@ fn admit(app: &Shared, request: &mut Request, route: Option<&Route>) -> Result<O
         return Ok(Some(answer));
     }
     let owner = if open || route.is_none() { 0 } else { app.keys.owner(request.headers())? };
-    request.extensions_mut().insert(on::Owner(owner, None));
+    request.extensions_mut().insert(on::Owner(owner, Target::default()));
     Ok(None)
 }
 

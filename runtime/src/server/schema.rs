@@ -217,6 +217,7 @@ pub(super) fn of(table: &[Field]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::Served;
     use super::*;
     use crate::server::ask::{self, Completion, Embeddings};
     use crate::server::names::Names;
@@ -226,7 +227,7 @@ mod tests {
     type Read = fn(&[u8]) -> Option<ApiError>;
 
     fn m() -> Names {
-        Names::new("m", &[])
+        Names::new(&[Served::new("m")])
     }
 
     /// A field of a table that no reader takes out would be refused by name; a wrong type shows that it was read.

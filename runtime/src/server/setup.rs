@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
-use super::Loaded;
 use super::memory::Plan;
+use super::{Hosted, Loaded};
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::model::adapter::Adapter;
@@ -78,29 +78,56 @@ pub fn adapters(given: &[String]) -> Result<Vec<(String, Adapter, f32)>> {
     Ok(all)
 }
 
-/// The model with its adapters, and as many sequences as were asked for or there is memory for.
-/// - `parallel`, `kept`: as [`Plan::new`] has them
+/// Which `--adapter` is whose: of one model all are; where there are several, each says so, as `MODEL:NAME=FILE`. Gives what
+/// is left for [`adapters`], one list a model.
+///
+/// # Errors
+/// `Input` for one that names none of several models.
+pub fn adapters_of(models: &[String], given: &[String]) -> Result<Vec<Vec<String>>> {
+    let mut all = vec![Vec::new(); models.len()];
+    for text in given {
+        let whose = |model: &String| text.strip_prefix(model.as_str()).and_then(|rest| rest.strip_prefix(':'));
+        match models.iter().enumerate().find_map(|(i, model)| Some((i, whose(model)?))) {
+            Some((i, rest)) => all[i].push(rest.to_owned()),
+            None if models.len() == 1 => all[0].push(text.clone()),
+            None => {
+                let message = format!("say whose it is, as in {}:{text}; here are: {}", models[0], models.join(", "));
+                return Err(Error::new(Kind::Input, format!("--adapter {text}"), message));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A model with its adapters, and as many sequences as were asked for or there is memory for.
+/// - `parallel`, `kept`, `most`: as [`Plan::new`] has them
+/// - `in_memory`: whether its weights lie in no file, so that they stay when it is let go of
 /// - `say` hears when memory has room for fewer answers than usual
 ///
 /// # Errors
-/// As [`Plan::new`]; what the engine and the adapters have.
-pub fn load(
-    model: &Model,
-    adapters: &[(String, Adapter, f32)],
-    options: &SessionOptions,
+/// As [`Plan::new`]. What the engine and the adapters have is told when it is loaded.
+pub fn host(
+    model: Model,
+    adapters: Vec<(String, Adapter, f32)>,
+    options: SessionOptions,
     (parallel, kept): (Option<usize>, Option<usize>),
+    most: Option<u64>,
+    in_memory: bool,
     say: impl FnOnce(&str),
-) -> Result<Loaded> {
+) -> Result<Hosted> {
     let beside = adapters.iter().map(|(_, adapter, _)| adapter.bytes()).sum();
-    let plan = Plan::new(model, beside, options, parallel, kept)?;
+    let plan = Plan::new(&model, beside, &options, parallel, kept, most)?;
     if let Some(line) = plan.fewer(parallel) {
         say(&line);
     }
-    let mut loaded = Loaded::with_slots(model, options, plan.sequences)?;
-    for (_, adapter, scale) in adapters {
-        loaded.session.add_adapter(adapter, *scale)?;
-    }
-    Ok(loaded)
+    let stays = if in_memory { plan.weights } else { 0 };
+    Ok(Hosted::new(plan.bytes() - stays, stays, move || {
+        let mut loaded = Loaded::with_slots(&model, &options, plan.sequences)?;
+        for (_, adapter, scale) in &adapters {
+            loaded.session.add_adapter(adapter, *scale)?;
+        }
+        Ok(loaded)
+    }))
 }
 
 /// Why a server did not start, with the way out of a port that is taken.
@@ -198,6 +225,18 @@ mod tests {
             assert!(error.to_string().contains(because) && error.kind() == Kind::Input, "{error}");
         }
         assert!(adapters(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn of_several_models_each_adapter_names_its_own() {
+        let texts = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<Vec<String>>();
+        let one = adapters_of(&texts(&["m"]), &texts(&["a=a.gguf", "m:b=b.gguf"])).unwrap();
+        assert_eq!(one, [texts(&["a=a.gguf", "b=b.gguf"])]);
+        let two = texts(&["m", "m.q4"]);
+        let found = adapters_of(&two, &texts(&["m.q4:a=a.gguf", "m:b=b.gguf=0.5"])).unwrap();
+        assert_eq!(found, [texts(&["b=b.gguf=0.5"]), texts(&["a=a.gguf"])]);
+        let error = adapters_of(&two, &texts(&["a=a.gguf"])).unwrap_err().to_string();
+        assert!(error.contains("--adapter a=a.gguf") && error.contains("m:a=a.gguf"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `BYTES`, answers out as named tensors. Its errors are `{"error": "message"}`.
 
 use super::ask::{Completion, Prompt, inputs_within};
-use super::handlers::{Answered, Owner, answer_one, collect, generation, ids_of, prompts, read, serving, submit};
+use super::handlers::{Answered, Owner, answer_one, collect, generation, here, ids_of, prompts, read, serving, submit};
 use super::queue::{Event, Work};
 use super::reply;
 use super::routes::App;
@@ -216,17 +216,17 @@ pub(super) async fn live() -> Json<Value> {
 }
 
 pub(super) async fn ready(State(app): State<App>) -> Answered<Json<Value>> {
-    serving(&app).map(|_| Json(json!({"ready": true})))
+    here(&app).map(|()| Json(json!({"ready": true})))
 }
 
 pub(super) async fn model_here(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    app.names.find(&name)?;
-    Ok(Json(model(&name, serving(&app)?.task)))
+    let target = app.names.find(&name)?;
+    Ok(Json(model(&name, serving(&app, target)?.task)))
 }
 
 pub(super) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Answered<Json<Value>> {
-    app.names.find(&name)?;
-    serving(&app).map(|_| Json(json!({"name": name, "ready": true})))
+    let target = app.names.find(&name)?;
+    serving(&app, target).map(|_| Json(json!({"name": name, "ready": true})))
 }
 
 pub(super) async fn infer(
@@ -235,15 +235,16 @@ pub(super) async fn infer(
     Path(name): Path<String>,
     body: Body,
 ) -> Answered<Json<Value>> {
-    let owner = Owner(owner.0, app.names.find(&name)?);
-    let model = serving(&app)?;
+    let target = app.names.find(&name)?;
+    let owner = Owner(owner.0, target);
+    let model = serving(&app, target)?;
     let body = read(&app, body).await?;
     let mut asked = Infer::read(&body)?;
     let outputs = match model.task {
         Task::Classify => {
             asked.no_parameters()?;
             let [texts] = asked.texts(["text"])?;
-            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            let inputs = ids_of(&app, target, "text", prompts(texts)).await?;
             match submit(&app, owner, Work::Classify { inputs })?.recv().await {
                 Some(Event::Classified(all)) => classified(&all),
                 Some(Event::Failed(e)) => return Err(e),
@@ -253,7 +254,7 @@ pub(super) async fn infer(
         Task::Embed => {
             asked.no_parameters()?;
             let [texts] = asked.texts(["text"])?;
-            let inputs = ids_of(&app, "text", prompts(texts)).await?;
+            let inputs = ids_of(&app, target, "text", prompts(texts)).await?;
             match submit(&app, owner, Work::Embed { inputs })?.recv().await {
                 Some(Event::Embedded(all)) => embedded(&all),
                 Some(Event::Failed(e)) => return Err(e),
@@ -275,7 +276,7 @@ pub(super) async fn infer(
             let mut all = Vec::with_capacity(texts.len());
             // One after another, so that a long list leaves room in the queue for others.
             for prompt in prompts(texts) {
-                let work = generation(&app, Completion { prompt, ..how.clone() }).await?;
+                let work = generation(&app, Completion { prompt, target, ..how.clone() }).await?;
                 let found = collect(submit(&app, owner, work)?, 1).await?;
                 for (generation, _) in found {
                     reply::finish_reason(&generation)?;

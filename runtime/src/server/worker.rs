@@ -60,17 +60,9 @@ enum Reading {
     Search(Box<Search>),
 }
 
-/// Does jobs until the queue is closed and empty.
-pub(super) fn work(session: &mut Session, queue: &Queue, metrics: &Metrics, limits: &Limits) {
-    let parallel = limits.parallel.clamp(1, session.n_seqs());
-    metrics.set_slots(parallel);
-    let copies = session.copies();
-    let (waiting, live, texts) = (VecDeque::new(), Vec::new(), Vec::new());
-    Worker { session, queue, metrics, parallel, copies, most: limits.request, waiting, live, texts }.run();
-}
-
-struct Worker<'a> {
-    session: &'a mut Session,
+/// A model that is loaded, and what goes on with it.
+pub(super) struct Worker<'a> {
+    session: Session,
     queue: &'a Queue,
     metrics: &'a Metrics,
     /// Answers, and lists of texts, that go on at a time.
@@ -86,17 +78,24 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn run(&mut self) {
-        while self.admit() {
-            self.metrics.busy(self.live.len() + self.texts.len());
-            self.step();
-            self.read();
-            self.queue.expire(self.most);
-        }
+    pub fn new(mut session: Session, queue: &'a Queue, metrics: &'a Metrics, limits: &Limits) -> Self {
+        let (parallel, copies) = (limits.parallel.clamp(1, session.n_seqs()), session.copies());
+        let (waiting, live, texts) = (VecDeque::new(), Vec::new(), Vec::new());
+        Self { session, queue, metrics, parallel, copies, most: limits.request, waiting, live, texts }
     }
 
-    /// Takes up what there is room for; waits when there is nothing to do; `false` once there will be nothing more.
-    fn admit(&mut self) -> bool {
+    /// How much goes on.
+    pub fn busy(&self) -> usize {
+        self.live.len() + self.texts.len()
+    }
+
+    /// How much may go on at a time.
+    pub fn slots(&self) -> usize {
+        self.parallel
+    }
+
+    /// Lets go of who left, and takes up what there is room for from `next`.
+    pub fn admit(&mut self, mut next: impl FnMut() -> Option<Job>) {
         self.let_go();
         loop {
             while self.has_room() {
@@ -104,27 +103,20 @@ impl<'a> Worker<'a> {
                 let Some(choice) = self.waiting.remove(at) else { break };
                 self.begin(choice);
             }
-            if !self.has_room() {
-                return true;
-            }
             // A choice waits only for one that goes on, so that nothing waits here when nothing goes on.
-            let job = match self.live.is_empty() && self.texts.is_empty() {
-                true => {
-                    self.metrics.busy(0);
-                    let Some(job) = self.queue.pop() else { return false };
-                    job
-                }
-                false => match self.queue.try_pop() {
-                    Some(job) => job,
-                    None => return true,
-                },
-            };
+            let Some(job) = self.has_room().then(&mut next).flatten() else { return };
             self.take(job);
         }
     }
 
+    /// One step of all that goes on.
+    pub fn step(&mut self) {
+        self.write();
+        self.read();
+    }
+
     fn has_room(&self) -> bool {
-        self.live.len() + self.texts.len() < self.parallel
+        self.busy() < self.parallel
     }
 
     /// Ends what nobody waits for any more, or waited for too long.
@@ -150,8 +142,8 @@ impl<'a> Worker<'a> {
 
     fn take(&mut self, job: Job) {
         self.metrics.queued.observe(job.asked.elapsed());
-        let Job { work, owner, adapter, asked, reply } = job;
-        let client = Rc::new(Client { owner, adapter, asked, reply, _running: self.metrics.run() });
+        let Job { work, owner, target, asked, reply } = job;
+        let client = Rc::new(Client { owner, adapter: target.adapter, asked, reply, _running: self.metrics.run() });
         let what = match work {
             Work::Generate { prompt, options, n } => {
                 let prompt: Rc<[u32]> = prompt.into();
@@ -207,7 +199,7 @@ impl<'a> Worker<'a> {
     }
 
     /// One step of all answers that go on.
-    fn step(&mut self) {
+    fn write(&mut self) {
         if self.live.is_empty() {
             return;
         }
@@ -259,7 +251,7 @@ impl<'a> Worker<'a> {
         for (list, rows) in lists.into_iter().zip(rows) {
             let texts = &mut self.texts[list];
             let Some(rows) = rows.filter(|_| !over.contains(&list)) else { continue };
-            let event = match rows.and_then(|rows| guarded(|| texts.what.take(self.session, self.metrics, rows))) {
+            let event = match rows.and_then(|rows| guarded(|| texts.what.take(&self.session, self.metrics, rows))) {
                 Ok(None) => continue,
                 Ok(Some(event)) => event,
                 Err(e) => Event::Failed(e.into()),

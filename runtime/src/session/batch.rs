@@ -183,16 +183,25 @@ impl Live {
 }
 
 /// Tokens that each reads in a step, of what each has not read yet: the one token of those that go on, and of prompts together
-/// at most `most`, the short ones whole before the long ones, so that nobody waits for a long prompt.
+/// at most `most`. What is left of the shortest comes first, so that nobody waits for a longer one than his own; a quarter is
+/// the oldest prompt's, so that short ones cannot hold up a long one for ever.
+/// - `unread`: the oldest first
 fn shares(unread: impl Iterator<Item = usize>, most: usize) -> Vec<usize> {
-    let mut shares: Vec<usize> = unread.collect();
-    let mut prompts: Vec<usize> = (0..shares.len()).filter(|&i| shares[i] > 1).collect();
-    prompts.sort_by_key(|&i| shares[i]);
+    let unread: Vec<usize> = unread.collect();
+    let mut shares = unread.clone();
+    let mut prompts: Vec<usize> = (0..unread.len()).filter(|&i| unread[i] > 1).collect();
+    prompts.iter().for_each(|&i| shares[i] = 0);
     let mut left = most.max(1);
-    for (k, &i) in prompts.iter().enumerate() {
-        shares[i] = shares[i].min(left.div_ceil(prompts.len() - k)).min(left);
-        left -= shares[i];
+    let mut give = |i: usize, most: usize| {
+        let more = (unread[i] - shares[i]).min(most).min(left);
+        shares[i] += more;
+        left -= more;
+    };
+    if let Some(&oldest) = prompts.first() {
+        give(oldest, most.div_ceil(4).max(1));
     }
+    prompts.sort_by_key(|&i| unread[i]);
+    prompts.into_iter().for_each(|i| give(i, usize::MAX));
     shares
 }
 
@@ -244,4 +253,23 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Error::new(Kind::Shape, "engine", "it failed on this request; please report this as a bug"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn short_prompts_are_read_first_and_the_oldest_is_never_left_out() {
+        for (unread, most, want) in [
+            (&[1, 64, 64, 1000][..], 64, &[1, 64, 0, 0][..]),
+            (&[1000, 1, 40, 40], 64, &[16, 1, 40, 8]),
+            (&[1000, 40], 256, &[216, 40]),
+            (&[3, 2, 2], 64, &[3, 2, 2]),
+            (&[1, 1], 64, &[1, 1]),
+            (&[5, 5], 1, &[1, 0]),
+        ] {
+            assert_eq!(shares(unread.iter().copied(), most), want, "{unread:?} of {most}");
+        }
+    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use edgeft_runtime::format::bundle::Bundle;
 use edgeft_runtime::server::memory::{MOST, PARALLEL};
-use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, load, read_keys, safe};
-use edgeft_runtime::server::{Access, Config, Limits, Log, Server, signals};
+use edgeft_runtime::server::setup::{self, adapters, address, cannot_listen, read_keys, safe};
+use edgeft_runtime::server::{Access, Config, Limits, Log, Served, Server, signals};
 use edgeft_runtime::{Error, Kind, Model, Result, SessionOptions};
 use serde_json::json;
 
@@ -47,7 +47,7 @@ pub fn serve(a: &Arguments) -> Result<()> {
     };
     let adapters = adapters(&a.texts("--adapter"))?;
     let config = Config {
-        adapters: adapters.iter().map(|(name, ..)| name.clone()).collect(),
+        models: vec![Served { name: name.clone(), adapters: adapters.iter().map(|(name, ..)| name.clone()).collect() }],
         access: Access { key_file, hosts: a.texts("--allow-host"), origins: a.texts("--allow-origin") },
         limits: Limits { drain, request, parallel: parallel.unwrap_or(PARALLEL), ..Limits::default() },
         log: a.text("--log").map(|_| Log::new(|line| eprintln!("{line}"))),
@@ -55,9 +55,10 @@ pub fn serve(a: &Arguments) -> Result<()> {
     };
     // The socket is bound first, so that /healthz answers and /readyz says no while hashes are checked and weights load.
     let given = a.model.clone();
-    let server = Server::start(config, move || {
+    let server = Server::host(config, move || {
         let model = Model::open(&model_file(&given)?)?;
-        load(&model, &adapters, &options, (parallel, kept), |line| eprintln!("{line}"))
+        let (counts, most) = ((parallel, kept), None);
+        Ok(vec![setup::host(model, adapters, options, counts, most, false, |line| eprintln!("{line}"))?])
     });
     let server = server.map_err(|e| Error::new(e.kind(), "", cannot_listen(&e)))?;
     signals::watch(server.stopper(), |line| eprintln!("{line}"), || std::process::exit(130))?;
