@@ -113,9 +113,7 @@ pub fn encode(ty: GgmlType, x: &[f32], out: &mut Vec<u8>) -> Result<(), CodecErr
 pub fn encode_into(ty: GgmlType, x: &[f32], out: &mut [u8]) -> Result<(), CodecError> {
     let bytes = ty.row_bytes(x.len()).ok_or(CodecError::Length { ty, n: x.len() })?;
     assert_eq!(out.len(), bytes, "bytes for {} elements of {ty}", x.len());
-    if let Some(at) = x.iter().position(|v| !v.is_finite()) {
-        return Err(CodecError::NotFinite { at, value: x[at] });
-    }
+    finite(x)?;
     match ty {
         GgmlType::F32 => blocks(ty, x, out, float::f32),
         GgmlType::F16 => blocks(ty, x, out, float::f16),
@@ -127,8 +125,8 @@ pub fn encode_into(ty: GgmlType, x: &[f32], out: &mut [u8]) -> Result<(), CodecE
         GgmlType::Q5_1 => blocks(ty, x, out, q5_1::encode),
         GgmlType::Q2_K => blocks(ty, x, out, q2_k::encode),
         GgmlType::Q3_K => blocks(ty, x, out, q3_k::encode),
-        GgmlType::Q4_K => blocks(ty, x, out, q4_k::encode),
-        GgmlType::Q5_K => blocks(ty, x, out, q5_k::encode),
+        GgmlType::Q4_K => pairs(ty, x, out, q4_k::encode_two, q4_k::encode),
+        GgmlType::Q5_K => pairs(ty, x, out, q5_k::encode_two, q5_k::encode),
         GgmlType::Q6_K => blocks(ty, x, out, q6_k::encode),
         GgmlType::IQ4_NL => blocks(ty, x, out, |x| iq4::encode_nl(x, None)),
         GgmlType::IQ4_XS => blocks(ty, x, out, |x| iq4::encode_xs(x, None)),
@@ -161,6 +159,66 @@ fn largest(ty: GgmlType) -> f32 {
     steps * f16::MAX.to_f32()
 }
 
+/// # Errors
+/// The first value that is not finite.
+fn finite(x: &[f32]) -> Result<(), CodecError> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    for (i, part) in x.chunks(64).enumerate() {
+        // Without a branch for each value, so that vectors of them are looked at.
+        let any = part.iter().fold(false, |any, v| any | (v.to_bits() & EXPONENT == EXPONENT));
+        if any && let Some(j) = part.iter().position(|v| !v.is_finite()) {
+            return Err(CodecError::NotFinite { at: 64 * i + j, value: part[j] });
+        }
+    }
+    Ok(())
+}
+
+/// The largest magnitude. Bits of positive floats are in the order of their values, and integers need no care for NaN.
+#[inline(always)]
+fn magnitude(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff)))
+}
+
+/// The block's error for a scale that overflows, at its largest element.
+fn too_large<const N: usize>(ty: GgmlType, i: usize, block: &[f32; N]) -> CodecError {
+    let (at, _) = block.iter().enumerate().fold((0, 0f32), |m, (j, v)| if v.abs() > m.1 { (j, v.abs()) } else { m });
+    CodecError::TooLarge { ty, at: i * N + at, value: block[at] }
+}
+
+/// Runs `two` over pairs of super-blocks, and `one` over the last of an odd number.
+fn pairs<B: Pod>(
+    ty: GgmlType,
+    x: &[f32],
+    out: &mut [u8],
+    two: impl Fn(&[[f32; 256]; 2]) -> [Result<B, Overflow>; 2],
+    one: impl Fn(&[f32; 256]) -> Result<B, Overflow>,
+) -> Result<(), CodecError> {
+    let limit = largest(ty);
+    let (paired, rest) = x.as_chunks::<256>().0.as_chunks::<2>();
+    let (paired_out, rest_out) = out.split_at_mut(2 * paired.len() * size_of::<B>());
+    for (i, (pair, bytes)) in paired.iter().zip(paired_out.chunks_exact_mut(2 * size_of::<B>())).enumerate() {
+        let fits = pair.iter().all(|block| magnitude(block) <= limit);
+        let encoded = if fits { two(pair) } else { [one_of(&pair[0], limit, &one), one_of(&pair[1], limit, &one)] };
+        for (j, (encoded, bytes)) in encoded.into_iter().zip(bytes.chunks_exact_mut(size_of::<B>())).enumerate() {
+            let block = encoded.map_err(|Overflow| too_large(ty, 2 * i + j, &pair[j]))?;
+            bytes.copy_from_slice(bytemuck::bytes_of(&block));
+        }
+    }
+    if let ([block], bytes) = (rest, rest_out) {
+        let encoded = one_of(block, limit, &one).map_err(|Overflow| too_large(ty, 2 * paired.len(), block))?;
+        bytes.copy_from_slice(bytemuck::bytes_of(&encoded));
+    }
+    Ok(())
+}
+
+fn one_of<const N: usize, B>(
+    block: &[f32; N],
+    limit: f32,
+    f: impl Fn(&[f32; N]) -> Result<B, Overflow>,
+) -> Result<B, Overflow> {
+    if magnitude(block) > limit { Err(Overflow) } else { f(block) }
+}
+
 /// Runs `f` over whole blocks of `N`; `out` has one `B` a block.
 fn blocks<const N: usize, B: Pod>(
     ty: GgmlType,
@@ -182,13 +240,8 @@ fn blocks_with<const N: usize, B: Pod>(
     let limit = largest(ty);
     let (rows, _) = x.as_chunks::<N>();
     for (i, (block, bytes)) in rows.iter().zip(out.chunks_exact_mut(size_of::<B>())).enumerate() {
-        let (at, top) =
-            block.iter().enumerate().fold((0, 0f32), |m, (j, v)| if v.abs() > m.1 { (j, v.abs()) } else { m });
-        let encoded = if top > limit { Err(Overflow) } else { f(i, block) };
-        match encoded {
-            Ok(b) => bytes.copy_from_slice(bytemuck::bytes_of(&b)),
-            Err(Overflow) => return Err(CodecError::TooLarge { ty, at: i * N + at, value: block[at] }),
-        }
+        let encoded = one_of(block, limit, |block| f(i, block)).map_err(|Overflow| too_large(ty, i, block))?;
+        bytes.copy_from_slice(bytemuck::bytes_of(&encoded));
     }
     Ok(())
 }

@@ -23,7 +23,9 @@ use crate::{
 };
 use edgeft_runtime::format::GgmlType;
 use edgeft_runtime::format::gguf::{Array, DEFAULT_ALIGNMENT, MAX_NAME, Value};
-use std::{borrow::Cow, io::Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, Write};
+use std::sync::mpsc::sync_channel;
 
 /// Writes a model as GGUF to a stream that need not seek, and reports what was lost in rounding.
 ///
@@ -46,21 +48,39 @@ pub fn write_gguf(
     out.write(&header(&keys, &plan.tensors)?)?;
     let (mut done, total) = (0, plan.elements());
     let mut tensors = Vec::with_capacity(plan.tensors.len());
-    for t in &plan.tensors {
-        let (mut loss, mut at) = (encode::Loss::default(), 0);
-        in_slabs(source, t, |x| {
-            let encoded = encode::encode(t, x, plan.importance_of(t), plan.best);
-            let encoded = encoded.map_err(|e| place(t, encode::Failed { at: at + e.at, ..e }))?;
-            out.write(&encoded.bytes)?;
-            loss.add(&encoded);
-            at += x.len();
-            progress(done + at as u64, total);
-            Ok(())
-        })?;
-        out.pad(DEFAULT_ALIGNMENT)?;
-        tensors.push(loss.report(t, t.bytes()));
-        done += t.elements() as u64;
-    }
+    // What is encoded is hashed and written while the next is encoded.
+    std::thread::scope(|scope| {
+        let (send, encoded) = sync_channel(1);
+        scope.spawn(move || {
+            for t in &plan.tensors {
+                let ended = in_slabs(source, t, |from, x| {
+                    let encoded = encode::encode(t, x, plan.importance_of(t), plan.best);
+                    let encoded = encoded.map_err(|e| place(t, encode::Failed { at: from + e.at, ..e }))?;
+                    // Nobody takes it once writing has failed, which is then what is told.
+                    send.send(Ok((encoded, x.len()))).map_err(|_| Error::Write(ErrorKind::BrokenPipe.into()))
+                });
+                if let Err(e) = ended {
+                    let _ = send.send(Err(e));
+                    return;
+                }
+            }
+        });
+        for t in &plan.tensors {
+            let (mut loss, mut at) = (encode::Loss::default(), 0);
+            while at < t.elements() {
+                // A channel that is closed before all came is a panic of the other thread, which the scope passes on.
+                let (slab, elements) = encoded.recv().map_err(|_| Error::Write(ErrorKind::BrokenPipe.into()))??;
+                out.write(&slab.bytes)?;
+                loss.add(&slab);
+                at += elements;
+                done += elements as u64;
+                progress(done, total);
+            }
+            out.pad(DEFAULT_ALIGNMENT)?;
+            tensors.push(loss.report(t, t.bytes()));
+        }
+        Ok::<_, Error>(())
+    })?;
     Ok(Report {
         mix: plan.name(),
         bytes: out.bytes,
@@ -157,9 +177,9 @@ fn padding(n: u64) -> u64 {
     n.next_multiple_of(DEFAULT_ALIGNMENT) - n
 }
 
-/// Gives `each` a tensor's values in the order of the file: a large matrix some rows at a time, where the source can, anything
-/// else at once.
-fn in_slabs(source: &dyn TensorSource, t: &Planned, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+/// Gives `each` a tensor's values in the order of the file, and how many came before: a large matrix some rows at a time, where
+/// the source can, anything else at once.
+fn in_slabs(source: &dyn TensorSource, t: &Planned, mut each: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
     let (slab, mut from) = (encode::slab_rows(t.cols()), 0);
     if let Origin::Source(placed) = &t.origin
         && placed.change == Change::None
@@ -174,7 +194,7 @@ fn in_slabs(source: &dyn TensorSource, t: &Planned, mut each: impl FnMut(&[f32])
             if x.len() != (to - from) * cols {
                 return Err(Error::Length { name: name.clone(), found: x.len(), shape: vec![to - from, cols] });
             }
-            each(&x)?;
+            each(from * cols, &x)?;
             from = to;
         }
         if from == rows {
@@ -182,7 +202,7 @@ fn in_slabs(source: &dyn TensorSource, t: &Planned, mut each: impl FnMut(&[f32])
         }
         assert_eq!(from, 0, "`{name}` was readable by rows up to {from} of {rows}");
     }
-    each(&values(source, t)?)
+    each(0, &values(source, t)?)
 }
 
 /// A tensor's values in the order of the file.

@@ -21,6 +21,11 @@ pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
     Ok(block(groups(x, GRID)?))
 }
 
+/// Two at a time.
+pub(super) fn encode_two(x: &[[f32; 256]; 2]) -> [Result<BlockQ4K, Overflow>; 2] {
+    groups_two(x, GRID).map(|groups| groups.map(block))
+}
+
 /// The same with the importance of each column.
 pub(super) fn weighted(x: &[f32; 256], importance: &[f32; 256]) -> Result<BlockQ4K, Overflow> {
     Ok(block(groups_weighted(x, importance, 15)?))
@@ -52,6 +57,20 @@ pub(super) struct Groups {
 pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
     let mut codes = [[0u8; 32]; 8];
     let (scales, mins) = affine(cast_ref(x), Weights::RmsPlusMagnitude, grid, &mut codes);
+    rounded(x, grid.nmax, scales, mins, cast(codes))
+}
+
+/// The same of two super-blocks, whose sixteen groups fill the widest vectors.
+pub(super) fn groups_two(x: &[[f32; 256]; 2], grid: Grid) -> [Result<Groups, Overflow>; 2] {
+    let mut codes = [[0u8; 32]; 16];
+    let (scales, mins) = affine(cast_ref(x), Weights::RmsPlusMagnitude, grid, &mut codes);
+    let (scales, mins): ([[f32; 8]; 2], [[f32; 8]; 2]) = (cast(scales), cast(mins));
+    let codes: [[u8; 256]; 2] = cast(codes);
+    std::array::from_fn(|i| rounded(&x[i], grid.nmax, scales[i], mins[i], codes[i]))
+}
+
+/// Scales and mins of the groups in six bits, and the codes under these.
+fn rounded(x: &[f32; 256], nmax: i32, scales: [f32; 8], mins: [f32; 8], codes: [u8; 256]) -> Result<Groups, Overflow> {
     let largest = |v: &[f32; 8]| v.iter().fold(0f32, |m, &s| if s > m { s } else { m });
     let (max_scale, max_min) = (largest(&scales), largest(&mins));
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
@@ -59,7 +78,7 @@ pub(super) fn groups(x: &[f32; 256], grid: Grid) -> Result<Groups, Overflow> {
     let six_bits = |v: f32| (nearest_int(v) as u8).min(63);
     let scales = scales.map(|s| six_bits(inverse_scale * s));
     let mins = mins.map(|m| six_bits(inverse_min * m));
-    Ok(finish(x, grid.nmax, scales, mins, [scale(max_scale / 63.0)?, scale(max_min / 63.0)?], cast(codes)))
+    Ok(finish(x, nmax, scales, mins, [scale(max_scale / 63.0)?, scale(max_min / 63.0)?], codes))
 }
 
 /// What Q4_K and Q5_K share where columns have an importance: a finer search, and scales fitted together.

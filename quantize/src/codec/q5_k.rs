@@ -4,7 +4,7 @@
 use super::{
     Overflow,
     k_search::Grid,
-    q4_k::{Groups, groups, groups_best, groups_weighted},
+    q4_k::{Groups, groups, groups_best, groups_two, groups_weighted},
 };
 use edgeft_runtime::format::block::BlockQ5K;
 
@@ -12,6 +12,11 @@ const GRID: Grid = Grid { nmax: 31, first: -0.5, delta: 0.1, steps: 15, absolute
 
 pub(super) fn encode(x: &[f32; 256]) -> Result<BlockQ5K, Overflow> {
     Ok(block(groups(x, GRID)?))
+}
+
+/// Two at a time.
+pub(super) fn encode_two(x: &[[f32; 256]; 2]) -> [Result<BlockQ5K, Overflow>; 2] {
+    groups_two(x, GRID).map(|groups| groups.map(block))
 }
 
 /// The same with the importance of each column.

@@ -3,15 +3,32 @@
 use super::{
     Overflow,
     best::{Int, Levels, scale_of},
-    inverse, scale, truncate,
+    inverse,
+    k_search::nearest_int,
+    magnitude, scale, truncate,
 };
 use edgeft_runtime::format::block::BlockQ8_0;
 
 pub(super) fn encode(x: &[f32; 32]) -> Result<BlockQ8_0, Overflow> {
-    let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let d = amax / 127.0;
+    let d = magnitude(x) / 127.0;
     let id = inverse(d);
-    Ok(BlockQ8_0 { d: scale(d)?, qs: x.map(|v| truncate((v * id).round()) as i8) })
+    let mut qs = [0; 32];
+    if id.is_finite() {
+        for (q, v) in qs.iter_mut().zip(x) {
+            *q = away_from_zero(v * id) as i8;
+        }
+    } else {
+        qs = x.map(|v| truncate((v * id).round()) as i8);
+    }
+    Ok(BlockQ8_0 { d: scale(d)?, qs })
+}
+
+/// [`f32::round`] of `|v| < 2^22`, as vectors can do it: halves went to the even neighbour and are sent back.
+#[inline(always)]
+fn away_from_zero(v: f32) -> i32 {
+    let even = nearest_int(v);
+    let rest = v - even as f32;
+    even + i32::from((rest == 0.5) & (v > 0.0)) - i32::from((rest == -0.5) & (v < 0.0))
 }
 
 /// The same, with the scale that leaves the least weighted error.
@@ -25,6 +42,7 @@ pub(super) fn best(x: &[f32; 32], weights: &[f32; 32]) -> Result<BlockQ8_0, Over
 #[cfg(test)]
 mod tests {
     use super::super::{encode, tests::*};
+    use super::away_from_zero;
     use edgeft_runtime::format::GgmlType::Q8_0;
 
     #[test]
@@ -37,6 +55,15 @@ mod tests {
         let mut out = Vec::new();
         encode(Q8_0, &x, &mut out).unwrap();
         assert_eq!(out, want);
+    }
+
+    #[test]
+    fn halves_go_away_from_zero_and_all_else_to_the_nearest() {
+        for i in -100_000..=100_000 {
+            for v in [i as f32 / 512.0, (i as f32 / 512.0).next_up(), (i as f32 / 512.0).next_down()] {
+                assert_eq!(away_from_zero(v) as f32, v.round(), "{v}");
+            }
+        }
     }
 
     #[test]

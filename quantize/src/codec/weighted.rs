@@ -3,7 +3,7 @@
 //! As ggml's quantizers with an importance matrix: an element's error counts `importance sqrt(sigma^2 + x^2)`, with sigma^2 of
 //! the row (blocks of 32) or of the super-block; the grids are finer, and the scales of a super-block are fitted together.
 
-use super::{CodecError, blocks_with, encode_into, iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k};
+use super::{CodecError, blocks_with, encode_into, finite, iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k};
 use edgeft_runtime::format::GgmlType;
 
 /// Whether a type's codes depend on the importance of columns.
@@ -26,9 +26,7 @@ pub fn encode_weighted_into(ty: GgmlType, x: &[f32], importance: &[f32], out: &m
     }
     assert!(x.len().is_multiple_of(n), "{} elements in rows of {n}", x.len());
     assert_eq!(out.len(), x.len() / n * row_bytes, "bytes for {} elements of {ty}", x.len());
-    if let Some(at) = x.iter().position(|v| !v.is_finite()) {
-        return Err(CodecError::NotFinite { at, value: x[at] });
-    }
+    finite(x)?;
     rows((x, n), (out, row_bytes), |x, out| row(ty, x, importance, out))
 }
 

@@ -33,6 +33,15 @@ pub(crate) struct Loss {
     elements: usize,
 }
 
+impl Encoded {
+    /// What encoding all of this lost.
+    pub fn loss(&self) -> Loss {
+        let mut loss = Loss::default();
+        loss.add(self);
+        loss
+    }
+}
+
 impl Loss {
     pub fn add(&mut self, encoded: &Encoded) {
         for loss in &encoded.losses {

@@ -247,7 +247,7 @@ impl<'a> Weights<'a> {
 
     fn done(&mut self, t: &Planned, encoded: &Encoded, bytes: usize) {
         self.payload += bytes as u64;
-        self.reports.push(encoded.report(t, bytes as u64));
+        self.reports.push(encoded.loss().report(t, bytes as u64));
         let elements = |(t, w): (&Planned, &bool)| if *w { t.elements() as u64 } else { 0 };
         let done = self.planned.iter().zip(&self.written).map(elements).sum();
         (self.progress)(done, self.planned.iter().map(|t| t.elements() as u64).sum());

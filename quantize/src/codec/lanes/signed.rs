@@ -75,6 +75,7 @@ fn symmetric_lanes<const N: usize, const L: usize>(
 ) -> [f32; L] {
     let max = largest(x);
     let (mut won, mut scale, mut best) = ([0f32; L], [0f32; L], [0f32; L]);
+    // The first is taken whatever it leaves.
     for step in [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
         let (mut inverse, mut lx, mut l2) = ([0f32; L], [0f32; L], [0f32; L]);
         for g in 0..L {
@@ -88,8 +89,10 @@ fn symmetric_lanes<const N: usize, const L: usize>(
             }
         }
         for g in 0..L {
-            let better = if step == 0 { true } else { (l2[g] > 0.0) & (lx[g] * lx[g] > best[g] * l2[g]) };
-            let fitted = if l2[g] != 0.0 { lx[g] / l2[g] } else { 0.0 };
+            let better = (step == 0) | ((l2[g] > 0.0) & (lx[g] * lx[g] > best[g] * l2[g]));
+            // Divided whatever it is by: a selection, not a branch.
+            let ratio = lx[g] / l2[g];
+            let fitted = if l2[g] == 0.0 { 0.0 } else { ratio };
             won[g] = if better { inverse[g] } else { won[g] };
             scale[g] = if better { fitted } else { scale[g] };
             best[g] = if better { fitted * lx[g] } else { best[g] };

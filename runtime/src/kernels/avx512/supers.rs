@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 
 use super::single::{ROWS, fold, load_16, sums_of};
 use crate::format::block::{BlockQ4K, BlockQ5K, BlockQ6K};
+use crate::kernels::Matrix;
 use crate::kernels::acts::Acts;
 use crate::kernels::avx2::{AHEAD, fetch, quad};
-use crate::kernels::Matrix;
 
 /// Blocks of eight shares of 32 unsigned codes, with scales and mins of six bits.
 pub(super) trait Shares: bytemuck::AnyBitPattern {
