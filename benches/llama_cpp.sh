@@ -1,24 +1,25 @@
 #!/bin/sh
 # edgeft beside llama.cpp on one GGUF file: bare engines, alternating, so that both meet the same machine.
 #
-# usage: benches/llama_cpp.sh MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS]
+# usage: benches/llama_cpp.sh MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS] [PROMPT]
 #   PEER_SCRIPT  prints one JSON line with prompt_tokens_per_s and decode_tokens_per_s for
-#                `MODEL --threads N --prompt 128 --generate 32` (python3 runs it)
+#                `MODEL --threads N --prompt 128 --generate 32` (python3 runs it); PROMPT is another 128
 #   EDGEFT       the edgeft binary [default: target/release/edgeft]
 # Prints a line a round and the ratios of the medians, edgeft / llama.cpp.
 set -eu
-model=${1:?"usage: $0 MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS]"}
-peer=${2:?"usage: $0 MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS]"}
+model=${1:?"usage: $0 MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS] [PROMPT]"}
+peer=${2:?"usage: $0 MODEL.gguf PEER_SCRIPT [THREADS] [ROUNDS] [PROMPT]"}
 threads=${3:-1}
 rounds=${4:-5}
+prompt=${5:-128}
 edgeft=${EDGEFT:-target/release/edgeft}
 lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
 round=0
 while [ "$round" -lt "$rounds" ]; do
     round=$((round + 1))
-    ours=$("$edgeft" bench "$model" --threads "$threads" --prompt 128 --generate 32 --runs 5 --json | tail -n 1)
-    theirs=$(python3 "$peer" "$model" --threads "$threads" --prompt 128 --generate 32 | tail -n 1)
+    ours=$("$edgeft" bench "$model" --threads "$threads" --prompt "$prompt" --generate 32 --runs 5 --json | tail -n 1)
+    theirs=$(python3 "$peer" "$model" --threads "$threads" --prompt "$prompt" --generate 32 | tail -n 1)
     printf '%s\t%s\n' "$ours" "$theirs" >>"$lines"
 done
 python3 - "$lines" <<'PYTHON'

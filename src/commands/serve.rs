@@ -145,7 +145,8 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
             ..Limits::default()
         },
         models: names.iter().zip(&adapters).map(served).collect(),
-        memory: args.max_memory.or_else(usable_bytes),
+        // One model is planned by itself, and on a GPU not within this memory.
+        memory: args.max_memory.or_else(|| if names.len() > 1 { usable_bytes() } else { None }),
         tls,
         log: args.log.then(|| Log::new(|line| eprintln!("{line}"))),
         ..Config::new(addr, names[0].as_str())

@@ -90,7 +90,7 @@ fn what_is_said_of_the_models_is_each_ones_own() {
     let of = |key: &str| list["data"].as_array().unwrap().iter().map(|m| m[key].clone()).collect::<Vec<_>>();
     assert_eq!(of("id"), NAMES);
     assert_eq!(of("task"), ["generate", "generate", "classify"]);
-    assert_eq!(of("chat"), [true, false, false]);
+    assert_eq!(of("chat"), [true, true, false]);
     let error = post(&server, "/v1/completions", json!({"model": "fourth", "prompt": "a"}));
     error.refuses(404, "model_not_found", "`tiny`, `other`, `labels`");
     let error = post(&server, "/v1/completions", json!({"model": "labels", "prompt": "a"}));

@@ -88,18 +88,13 @@ impl<'a> Hosts<'a> {
     pub fn work(&mut self) {
         let Shared { queue, metrics, config, .. } = self.shared;
         loop {
-            self.bring_in();
             self.step += 1;
-            let here: Vec<bool> = self.all.iter().map(|host| host.worker.is_some()).collect();
-            let mut busy = 0;
-            for (model, host) in self.all.iter_mut().enumerate() {
-                let Some(worker) = &mut host.worker else { continue };
-                worker.admit(|| queue.take(model, |m| here[m]));
-                if worker.busy() > 0 {
-                    host.used = self.step;
-                }
-                busy += worker.busy();
+            self.admit();
+            // One at a time: who asked for it is taken up before another may want its room.
+            while self.bring_in() {
+                self.admit();
             }
+            let busy = self.all.iter().filter_map(|host| host.worker.as_ref()).map(Worker::busy).sum();
             metrics.busy(busy);
             if busy == 0 && !queue.wait() {
                 return;
@@ -109,21 +104,30 @@ impl<'a> Hosts<'a> {
         }
     }
 
-    /// Loads what is asked for and not here. Where what goes on leaves no room, that ends first: nothing behind the job that
-    /// waits for room is taken up.
-    fn bring_in(&mut self) {
-        let queue = &self.shared.queue;
-        while let Some(model) = queue.missing(|model| self.all[model].worker.is_some()) {
-            match self.load(model) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(e) => {
-                    let Some(job) = queue.take(model, |_| true) else { return };
-                    let e = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", e.to_string());
-                    let _ = job.reply.send(Event::Failed(e)); // the client may have left
-                }
+    /// Every model that is here takes up what there is room for.
+    fn admit(&mut self) {
+        let here: Vec<bool> = self.all.iter().map(|host| host.worker.is_some()).collect();
+        for (model, host) in self.all.iter_mut().enumerate() {
+            let Some(worker) = &mut host.worker else { continue };
+            worker.admit(|| self.shared.queue.take(model, |m| here[m]));
+            if worker.busy() > 0 {
+                host.used = self.step;
             }
         }
+    }
+
+    /// Loads the first model that is asked for and not here; `false` where there is none, or no room. Where what goes on leaves
+    /// no room, that ends first: nothing behind the job that waits for room is taken up.
+    fn bring_in(&mut self) -> bool {
+        let queue = &self.shared.queue;
+        let Some(model) = queue.missing(|model| self.all[model].worker.is_some()) else { return false };
+        self.load(model).unwrap_or_else(|e| {
+            if let Some(job) = queue.take(model, |_| true) {
+                let e = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", e.to_string());
+                let _ = job.reply.send(Event::Failed(e)); // the client may have left
+            }
+            true
+        })
     }
 
     /// Loads a model, or says that there is no room for it while others are busy.

@@ -45,15 +45,14 @@ impl Shares for BlockQ5K {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load_64(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: the reference makes 64 bytes readable, and the load needs no alignment.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    super::load(bytemuck::cast_ref(bytes))
 }
 
 /// The same 32 bytes in both halves.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn twice(bytes: &[u8; 32]) -> __m512i {
-    // SAFETY: as above, of 32 bytes.
+    // SAFETY: the reference makes 32 bytes readable, and the load needs no alignment.
     _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
 
