@@ -157,14 +157,16 @@ pub fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let server = Server::host(config, {
         let (places, engine, ort, most) = (args.models.clone(), args.engine, args.ort.clone(), args.max_memory);
         // The server takes the runtime's errors alone; the whole chain, with its exit code, comes back by `told`.
+        let several = places.len() > 1;
         move || {
             let host = |(place, adapters): (&String, Vec<_>)| {
                 let Runnable { model, backend, converted_bytes } = open(place, engine, &ort)?;
                 let options = SessionOptions { backend, ..options.clone() };
                 let (counts, in_memory) = ((parallel, kept), converted_bytes.is_some());
                 let opened = model.clone();
-                let hosted =
-                    setup::host(model, adapters, options, counts, most, in_memory, |line| eprintln!("{line}"))?;
+                let hosted = setup::host(model, adapters, options, counts, most, in_memory, |line| eprintln!("{line}"));
+                // Of several models, which one does not fit.
+                let hosted = hosted.map_err(|e| if several { e.at(&show::model_name(place)) } else { e })?;
                 anyhow::Ok((hosted.on_load(|loaded| show::runs_on(loaded.session.runs_on())), opened))
             };
             let all = places.iter().zip(adapters).map(host).collect::<anyhow::Result<(Vec<Hosted>, Vec<Model>)>>();

@@ -152,7 +152,7 @@ fn affine_lanes<const N: usize, const L: usize>(
             let free = ((sum_w[g] * lx[g] - sum_x[g] * l1[g]) / det, (l2[g] * sum_x[g] - l1[g] * lx[g]) / det);
             let through_zero = (lx[g] / l2[g], 0.0);
             (this_scale[g], this_min[g]) = if free.1 > 0.0 { through_zero } else { free };
-            solved[g] = !(det <= 0.0);
+            solved[g] = (det > 0.0) | det.is_nan();
         }
         error(x, w, &candidate, (&this_scale, &this_min), absolute, &mut this);
         for g in 0..L {

@@ -132,7 +132,7 @@ fn descent_lanes<const N: usize, const L: usize>(x: &Lanes<N, L>, nmax: i32, cod
                 let new = nearest_int(v * without_l2 / without_lx).clamp(-nmax, nmax - 1);
                 let l = new as f32;
                 let (new_lx, new_l2) = (without_lx + w * v * l, without_l2 + w * l * l);
-                let better = !(without_lx <= 0.0)
+                let better = ((without_lx > 0.0) | without_lx.is_nan())
                     & (new != c[i][g])
                     & (new_l2 > 0.0)
                     & (new_lx * new_lx * l2[g] > lx[g] * lx[g] * new_l2);
