@@ -3,6 +3,9 @@
 //!
 //! Every sum is a plain f32 sum in element order: another order, or a fused multiply-add, changes the last bit of an error,
 //! and with it which candidate wins. That is why these loops look as they do.
+//!
+//! They are the definition, a group at a time. Super-blocks go through `codec::lanes`, which must find the same; what
+//! no block calls here any more stands for that test.
 
 /// Groups whose largest magnitude is below this count as zero.
 pub const GROUP_EPS: f32 = 1e-15;

@@ -1,7 +1,7 @@
 //! `x = d scale q - dmin min`, `q` in 0..=15, super-blocks of 256: 8 groups of 32, scales and mins in six bits.
 //!
-//! Each group is fitted by itself ([`affine`](super::k_search::affine)) with weights `rms + |x|`; the largest scale and the largest min then set `d`
-//! and `dmin`, and the codes are rounded once more against what the six bits really say.
+//! Each group is fitted by itself ([`affine`](super::k_search::affine)) with weights `rms + |x|`; the largest scale and the
+//! largest min then set `d` and `dmin`, and the codes are rounded once more against what the six bits really say.
 
 use super::{
     Overflow,

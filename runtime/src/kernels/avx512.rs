@@ -1,5 +1,6 @@
-//! The kernels in AVX-512 with VNNI. One row of activations meets the weight rows as they are, four at a time: in
-//! blocks of 32 ([`single`]), in blocks of 256 ([`supers`]). Several rows meet [`panels`] of eight weight rows. Types without a function run the loops of [`super::scalar`], compiled for this level.
+//! The kernels in AVX-512 with VNNI. One row of activations meets the weight rows as they are, four at a time: in blocks of 32
+//! ([`single`]), in blocks of 256 ([`supers`]). Several rows meet [`panels`] of eight weight rows. Types without a function run
+//! the loops of [`super::scalar`], compiled for this level.
 
 mod panels;
 mod single;

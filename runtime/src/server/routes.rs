@@ -84,7 +84,7 @@ pub(super) const ROUTES: &[Route] = &[
     asks("/v1/embeddings", EMBEDDINGS, "Vectors of texts", || post(on::embeddings)),
     asks("/v1/classify", CLASSIFY, "Label texts", || post(on::classify)),
     asks("/v1/answer", ANSWER, "Answer a question about a context", || post(on::answer)),
-    shows("/v1/models", "The model that is served", || get(on::models)),
+    shows("/v1/models", "The models that are served", || get(on::models)),
     asks("/tokenize", TOKENIZE, "Text to token ids", || post(on::tokenize)),
     asks("/detokenize", DETOKENIZE, "Token ids to text", || post(on::detokenize)),
     open(shows("/v2", "Open Inference Protocol: the server", || get(v2::server_here))),
