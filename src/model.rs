@@ -30,6 +30,8 @@ pub mod open;
 pub mod peft;
 pub mod trunk;
 
+use std::ops::Range;
+
 /// Rows `start..start + len` of a packed batch are one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
@@ -65,6 +67,19 @@ impl Packed {
         } else {
             self.types.extend(types.iter().map(|t| u32::from(*t)));
         }
+    }
+
+    /// The sequences before number `at`, and the others: each a batch of its own.
+    pub fn split_at(&self, at: usize) -> [Self; 2] {
+        let (low, high) = self.segments.split_at(at);
+        let cut = low.iter().map(|s| s.len).sum();
+        let part = |rows: Range<usize>, segments: &[Segment]| Self {
+            ids: self.ids[rows.clone()].to_vec(),
+            positions: self.positions[rows.clone()].to_vec(),
+            types: self.types[rows.clone()].to_vec(),
+            segments: segments.iter().map(|s| Segment { start: s.start - rows.start, ..*s }).collect(),
+        };
+        [part(0..cut, low), part(cut..self.len(), high)]
     }
 
     /// Number of tokens N.

@@ -101,6 +101,7 @@ pub fn load(parts: &Parts) -> anyhow::Result<Stack<PostNorm>> {
         norm: None,
         ropes: Vec::new(),
         lowest: 0,
+        whole: false,
     })
 }
 

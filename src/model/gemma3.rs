@@ -73,6 +73,7 @@ pub fn load(parts: &Parts) -> anyhow::Result<Stack<Sandwich>> {
         norm: Some(shifted(parts.rms_norm("model.norm".into(), c)?)?),
         ropes: Rope::of(config),
         lowest: 0,
+        whole: false,
     })
 }
 

@@ -42,5 +42,6 @@ pub fn load(parts: &Parts) -> anyhow::Result<Stack<PreNorm>> {
         norm: Some(parts.layer_norm("transformer.ln_f".into())?),
         ropes: Vec::new(),
         lowest: 0,
+        whole: false,
     })
 }

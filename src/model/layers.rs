@@ -9,7 +9,7 @@
 //! - [`embedding`]; [`norm`]: RMSNorm, LayerNorm; [`rope`]; [`attention`]; [`act`]: activations and gates
 //! - [`self_attention`], [`feed_forward`]: the two halves of a block
 //! - [`noise`]: what NEFTune adds to embeddings
-//! - [`math`], [`fused`]: the loops they share, vectorized and in place
+//! - [`mat`], [`low_rank`], [`math`], [`fused`]: the products and loops they share, where they lie, vectorized and in place
 //! - [`head`]: chunked linear cross-entropy, and the losses of classification and spans
 //! - [`sequence`]: log-probabilities of whole answers; [`contrast`]: vectors of texts, and the loss that parts them
 
@@ -26,6 +26,8 @@ pub mod host;
 pub mod ia3;
 pub mod linear;
 pub mod lora;
+pub mod low_rank;
+pub mod mat;
 pub mod math;
 pub mod nf4;
 pub mod noise;
@@ -36,6 +38,7 @@ pub mod self_attention;
 pub mod sequence;
 pub mod weight;
 
+use super::Packed;
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 
@@ -77,6 +80,11 @@ pub struct Pass {
 impl Pass {
     /// No dropout, no noise: evaluation, verification.
     pub const EVAL: Pass = Pass { train: false, seed: 0, step: 0, first: 0, first_row: 0, noise: 0.0 };
+
+    /// The same for the rows that stand behind these.
+    pub fn behind(self, rows: &Packed) -> Pass {
+        Pass { first: self.first + rows.len(), first_row: self.first_row + rows.segments.len(), ..self }
+    }
 
     /// The same for a layer that sees one vector a row, as a head behind a pooler does.
     pub fn of_rows(self) -> Pass {

@@ -60,6 +60,7 @@ pub fn load(parts: &Parts) -> anyhow::Result<Stack<PreNorm>> {
         norm: Some(parts.rms_norm("model.norm".into(), c)?),
         ropes: Rope::of(config),
         lowest: 0,
+        whole: false,
     })
 }
 

@@ -13,9 +13,14 @@ use super::layers::weight::Weight;
 use super::layers::{Grads, Pass, noise};
 use super::load::Checkpoint;
 use candle_core::{Device, Result, Tensor};
+use std::borrow::Cow;
 
 /// The second half of a training step: takes the gradient of the last hidden states (N, C).
-pub type Backward<'a> = Box<dyn FnOnce(&Tensor, &mut Grads) -> Result<()> + 'a>;
+pub type Backward<'a> = Box<dyn FnOnce(&Tensor, &mut Grads) -> Result<()> + Send + 'a>;
+
+/// Halves of a batch are computed side by side when each has so many tokens: each waits less for the other than two threads
+/// do that share every product. They are two however many threads there are, so that sums do not depend on that.
+const HALF: usize = 64;
 
 /// Everything of a network but its head.
 pub trait Trunk: Send + Sync {
@@ -39,10 +44,26 @@ pub trait Trunk: Send + Sync {
     fn end_at(&mut self, lowest: usize);
 }
 
+/// The two halves of a batch, where it is cut in two.
+fn halves(batch: &Packed) -> Option<[Packed; 2]> {
+    let (mut low, half) = (0, batch.len() / 2);
+    let at = batch.segments.iter().take_while(|s| {
+        low += s.len;
+        low <= half
+    });
+    // The sequence in the middle goes to the half that is shorter without it.
+    let at = at.count();
+    let before: usize = batch.segments[..at].iter().map(|s| s.len).sum();
+    let middle = batch.segments.get(at).map_or(0, |s| s.len);
+    let at = if 2 * before + middle < batch.len() { at + 1 } else { at };
+    let two = batch.split_at(at);
+    two.iter().all(|b| b.len() >= HALF).then_some(two)
+}
+
 /// What a block may look at besides its input.
 pub struct Context<'a> {
     /// Who stands where.
-    pub batch: &'a Packed,
+    pub batch: Cow<'a, Packed>,
     /// Whether, and how, something is dropped.
     pub pass: Pass,
     /// Rotations, of each kind that the family has.
@@ -52,7 +73,7 @@ pub struct Context<'a> {
 /// One block of a trunk.
 pub trait Block: Send + Sync {
     /// What its backward needs.
-    type Saved;
+    type Saved: Send;
 
     /// x: (N, C) → (N, C).
     fn forward(&self, x: &Tensor, at: &Context) -> Result<(Tensor, Self::Saved)>;
@@ -100,6 +121,9 @@ pub struct Stack<B> {
     pub ropes: Vec<Rope>,
     /// The lowest block that learns, or stands over embeddings that do.
     pub lowest: usize,
+    /// Whether matrices are trained whole: gradients as large as they are stand there once, so halves are not learned from side
+    /// by side.
+    pub whole: bool,
 }
 
 enum Kept<S> {
@@ -110,29 +134,30 @@ enum Kept<S> {
 
 impl<B: Block> Trunk for Stack<B> {
     fn forward(&self, batch: &Packed, pass: Pass) -> Result<Tensor> {
-        let at = self.context(batch, pass);
-        let mut x = self.embeddings.forward(batch, pass)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &at)?.0;
-        }
-        self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
+        let Some([low, high]) = halves(batch) else { return self.read(&self.context(Cow::Borrowed(batch), pass)) };
+        let behind = pass.behind(&low);
+        let (low, high) = (self.context(Cow::Owned(low), pass), self.context(Cow::Owned(high), behind));
+        let (low, high) = rayon::join(|| self.read(&low), || self.read(&high));
+        Tensor::cat(&[low?, high?], 0)
     }
 
     fn forward_keep<'a>(&'a self, batch: &'a Packed, pass: Pass, again: usize) -> Result<(Tensor, Backward<'a>)> {
-        let at = self.context(batch, pass);
-        let mut x = self.embeddings.forward(batch, pass)?;
-        let mut kept = Vec::with_capacity(self.blocks.len());
-        let (below, learning) = self.blocks.split_at(self.lowest);
-        for block in below {
-            x = block.forward(&x, &at)?.0;
-        }
-        for (i, block) in learning.iter().enumerate() {
-            let (y, saved) = block.forward(&x, &at)?;
-            kept.push(if i < again { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
-            x = y;
-        }
-        let h = self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))?;
-        Ok((h, Box::new(move |dh, grads| self.backward(&at, kept, &x, dh, grads))))
+        let Some([low, high]) = halves(batch).filter(|_| !self.whole) else {
+            return self.keep(self.context(Cow::Borrowed(batch), pass), again);
+        };
+        let (cut, behind) = (low.len(), pass.behind(&low));
+        let (low, high) = (self.context(Cow::Owned(low), pass), self.context(Cow::Owned(high), behind));
+        let (low, high) = rayon::join(|| self.keep(low, again), || self.keep(high, again));
+        let ((low, low_backward), (high, high_backward)) = (low?, high?);
+        let h = Tensor::cat(&[low, high], 0)?;
+        let backward = move |dh: &Tensor, grads: &mut Grads| {
+            let (low, high) = (dh.narrow(0, 0, cut)?, dh.narrow(0, cut, dh.dim(0)? - cut)?);
+            let mut more = Grads::default();
+            let (a, b) = rayon::join(|| low_backward(&low, grads), || high_backward(&high, &mut more));
+            a.and(b)?;
+            more.0.into_iter().try_for_each(|(name, grad)| grads.add(&name, grad))
+        };
+        Ok((h, Box::new(backward)))
     }
 
     fn linears(&mut self) -> Vec<&mut Linear> {
@@ -150,12 +175,38 @@ impl<B: Block> Trunk for Stack<B> {
 
     fn end_at(&mut self, lowest: usize) {
         self.lowest = if self.embeddings.learn() { 0 } else { lowest.min(self.blocks.len()) };
+        let trained = |block: &mut B| block.linears().iter().any(|l| l.trained);
+        self.whole = self.embeddings.learn() || self.blocks.iter_mut().any(trained);
     }
 }
 
 impl<B: Block> Stack<B> {
-    fn context<'a>(&self, batch: &'a Packed, pass: Pass) -> Context<'a> {
-        Context { batch, pass, angles: self.ropes.iter().map(|r| r.angles(&batch.positions)).collect() }
+    fn context<'a>(&self, batch: Cow<'a, Packed>, pass: Pass) -> Context<'a> {
+        Context { angles: self.ropes.iter().map(|r| r.angles(&batch.positions)).collect(), batch, pass }
+    }
+
+    fn read(&self, at: &Context) -> Result<Tensor> {
+        let mut x = self.embeddings.forward(&at.batch, at.pass)?;
+        for block in &self.blocks {
+            x = block.forward(&x, at)?.0;
+        }
+        self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
+    }
+
+    fn keep<'a>(&'a self, at: Context<'a>, again: usize) -> Result<(Tensor, Backward<'a>)> {
+        let mut x = self.embeddings.forward(&at.batch, at.pass)?;
+        let mut kept = Vec::with_capacity(self.blocks.len());
+        let (below, learning) = self.blocks.split_at(self.lowest);
+        for block in below {
+            x = block.forward(&x, &at)?.0;
+        }
+        for (i, block) in learning.iter().enumerate() {
+            let (y, saved) = block.forward(&x, &at)?;
+            kept.push(if i < again { Kept::Input(x) } else { Kept::Whole(Box::new(saved)) });
+            x = y;
+        }
+        let h = self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))?;
+        Ok((h, Box::new(move |dh, grads| self.backward(&at, kept, &x, dh, grads))))
     }
 
     /// From the gradient of the last hidden states; `last` is the input of the last norm.
@@ -179,7 +230,7 @@ impl<B: Block> Stack<B> {
                 None => return Ok(()),
             }
         }
-        self.embeddings.backward(at.batch, at.pass, &dx, grads)
+        self.embeddings.backward(&at.batch, at.pass, &dx, grads)
     }
 }
 
@@ -307,6 +358,41 @@ impl Parts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_cut_between_sequences_next_to_its_middle_and_not_in_crumbs() {
+        let of = |lengths: &[usize]| {
+            let mut batch = Packed::default();
+            for (i, n) in lengths.iter().enumerate() {
+                batch.push(&vec![i as u32; *n], &(0..*n as u32).collect::<Vec<_>>(), &[], *n - 1);
+            }
+            halves(&batch).map(|two| {
+                let [low, high] = &two;
+                assert_eq!([&low.ids[..], &high.ids[..]].concat(), batch.ids);
+                assert_eq!([&low.positions[..], &high.positions[..]].concat(), batch.positions);
+                assert_eq!(low.types.len() + high.types.len(), batch.types.len());
+                for half in &two {
+                    let mut start = 0;
+                    for s in &half.segments {
+                        assert_eq!((s.start, s.keys), (start, s.len - 1));
+                        start += s.len;
+                    }
+                    assert_eq!(start, half.len());
+                }
+                two.map(|half| half.segments.iter().map(|s| s.len).collect::<Vec<_>>())
+            })
+        };
+        let cut = |low: &[usize], high: &[usize]| Some([low.to_vec(), high.to_vec()]);
+        assert_eq!(of(&[256; 4]), cut(&[256; 2], &[256; 2]));
+        assert_eq!(of(&[100, 100, 100]), cut(&[100], &[100, 100]));
+        assert_eq!(of(&[80, 90, 400]), cut(&[80, 90], &[400]));
+        assert_eq!(of(&[400, 90, 80]), cut(&[400], &[90, 80]));
+        assert_eq!(of(&[64, 64]), cut(&[64], &[64]));
+        assert_eq!(of(&[63, 64]), None);
+        assert_eq!(of(&[500]), None);
+        assert_eq!(of(&[500, 10]), None);
+        assert_eq!(of(&[]), None);
+    }
 
     #[test]
     fn positions_of_a_padded_table_count_what_is_no_padding() {

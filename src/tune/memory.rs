@@ -126,7 +126,8 @@ impl Plan {
             weights: weights.bytes,
             adapters: if full { 0 } else { 4 * weights.trained },
             moments: 8 * weights.trained,
-            gradients: 4 * (weights.trained + weights.largest),
+            // Halves of a batch are learned from side by side, each with gradients of its own; not of whole matrices.
+            gradients: 4 * (if full { 1 } else { 2 } * weights.trained + weights.largest),
             activations: Taken::default(),
             loading: weights.loading,
         };

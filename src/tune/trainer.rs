@@ -14,6 +14,7 @@ use crate::model::network::Network;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 /// What a step tells whoever watches.
@@ -28,7 +29,7 @@ pub struct StepReport {
 }
 
 /// Somebody who watches a run, and may stop it.
-pub trait Watch {
+pub trait Watch: Send {
     /// After each optimizer step.
     fn step(&mut self, report: StepReport);
     /// After each evaluation: step, validation loss (nats a target), share of targets right.
@@ -80,7 +81,15 @@ pub struct Trainer<'a> {
 
 impl Trainer<'_> {
     /// Runs to the end, or until `watch` stops it. `from` is a checkpoint to go on from.
-    pub fn run(&mut self, from: Option<&std::path::Path>, watch: &mut dyn Watch) -> anyhow::Result<Outcome> {
+    ///
+    /// # Errors
+    /// A step that cannot be taken, by its number; what candle and the disk report.
+    pub fn run(&mut self, from: Option<&Path>, watch: &mut dyn Watch) -> anyhow::Result<Outcome> {
+        // On a thread of the pool: from outside, every product would be handed over and waited for.
+        rayon::scope(|_| self.learn(from, watch))
+    }
+
+    fn learn(&mut self, from: Option<&Path>, watch: &mut dyn Watch) -> anyhow::Result<Outcome> {
         let c = self.config;
         let units = units(self.train);
         let mut course = Course::new(lengths(self.train, &units), c.size(), c.accumulate, c.seed);

@@ -3,18 +3,8 @@
 
 use super::host::{Host, rows_per_task};
 use super::math::wide;
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
-use pulp::{Arch, Simd, WithSimd};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
-
-/// y += s z M with z: (N, r), M: (r, C), y: (N, C); r is small, so one pass over y replaces three.
-pub fn add_low_rank(y: &Tensor, z: &Tensor, m: &Tensor, scale: f64) -> Result<()> {
-    let ((n, c), (nz, r), (rm, cm)) = (y.dims2()?, z.dims2()?, m.dims2()?);
-    if (nz, rm, cm) != (n, r, c) {
-        bail!("({n}, {c}) += ({nz}, {r}) ({rm}, {cm}): the shapes do not fit");
-    }
-    y.inplace_op3(&z.contiguous()?, &m.contiguous()?, &AddLowRank { r, c, scale: scale as f32 })
-}
 
 /// y += x, of one shape.
 pub fn add(y: &Tensor, x: &Tensor) -> Result<()> {
@@ -88,121 +78,6 @@ impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for Change<F> {
     }
 }
 
-struct AddLowRank {
-    r: usize,
-    c: usize,
-    scale: f32,
-}
-
-/// Rows of y, and vectors of each, that stay in registers while the r rows of M pass: a vector of M that is loaded serves four
-/// rows.
-const ROWS: usize = 4;
-const VECTORS: usize = 2;
-
-/// y += s z M for some rows: (n, c) += (n, r) (r, c).
-struct LowRank<'a> {
-    y: &'a mut [f32],
-    z: &'a [f32],
-    m: &'a [f32],
-    r: usize,
-    c: usize,
-    scale: f32,
-}
-
-impl WithSimd for LowRank<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { y, z, m, r, c, scale } = self;
-        let m: Vec<(&[S::f32s], &[f32])> = m.chunks(c).map(S::as_simd_f32s).collect();
-        for (y, z) in y.chunks_mut(ROWS * c).zip(z.chunks(ROWS * r)) {
-            if y.len() == ROWS * c {
-                low_rank::<S, ROWS>(simd, y, z, &m, scale);
-            } else {
-                y.chunks_mut(c).zip(z.chunks(r)).for_each(|(y, z)| low_rank::<S, 1>(simd, y, z, &m, scale));
-            }
-        }
-    }
-}
-
-/// N rows.
-#[inline(always)]
-fn low_rank<S: Simd, const N: usize>(simd: S, y: &mut [f32], z: &[f32], m: &[(&[S::f32s], &[f32])], scale: f32) {
-    let Some((first, tail)) = m.first() else { return };
-    let (vectors, rest) = (first.len(), tail.len());
-    let c = y.len() / N;
-    let mut at = 0;
-    while at + VECTORS <= vectors {
-        strip::<S, N, VECTORS>(simd, y, z, m, at, scale);
-        at += VECTORS;
-    }
-    while at < vectors {
-        strip::<S, N, 1>(simd, y, z, m, at, scale);
-        at += 1;
-    }
-    for (y, z) in y.chunks_mut(c).zip(z.chunks(m.len())) {
-        for (j, y) in y[c - rest..].iter_mut().enumerate() {
-            *y += scale * z.iter().zip(m).fold(0.0, |sum, (z, m)| sum + z * m.1[j]);
-        }
-    }
-}
-
-/// N rows, W vectors of each from vector `at` on.
-#[inline(always)]
-fn strip<S: Simd, const N: usize, const W: usize>(
-    simd: S,
-    y: &mut [f32],
-    z: &[f32],
-    m: &[(&[S::f32s], &[f32])],
-    at: usize,
-    scale: f32,
-) {
-    let (r, c) = (m.len(), y.len() / N);
-    let mut sums = [[simd.splat_f32s(0.0); W]; N];
-    for (k, m) in m.iter().enumerate() {
-        let m = &m.0[at..at + W];
-        for i in 0..N {
-            let z = simd.splat_f32s(z[i * r + k]);
-            for j in 0..W {
-                sums[i][j] = simd.mul_add_f32s(z, m[j], sums[i][j]);
-            }
-        }
-    }
-    let scale = simd.splat_f32s(scale);
-    for (y, sums) in y.chunks_mut(c).zip(&sums) {
-        let (y, _) = S::as_mut_simd_f32s(y);
-        for (y, sum) in y[at..at + W].iter_mut().zip(sums) {
-            *y = simd.mul_add_f32s(scale, *sum, *y);
-        }
-    }
-}
-
-impl InplaceOp3 for AddLowRank {
-    fn name(&self) -> &'static str {
-        "add-low-rank"
-    }
-
-    fn cpu_fwd(
-        &self,
-        y: &mut CpuStorage,
-        ly: &Layout,
-        z: &CpuStorage,
-        lz: &Layout,
-        m: &CpuStorage,
-        lm: &Layout,
-    ) -> Result<()> {
-        let (z, m, y) = (slice(z, lz)?, slice(m, lm)?, slice_mut(y, ly)?);
-        let (r, c, scale) = (self.r, self.c, self.scale);
-        let rows = rows_per_task(c);
-        let arch = Arch::new();
-        y.par_chunks_mut(rows * c)
-            .zip(z.par_chunks(rows * r))
-            .for_each(|(y, z)| arch.dispatch(LowRank { y, z, m, r, c, scale }));
-        Ok(())
-    }
-}
-
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
@@ -226,18 +101,6 @@ mod tests {
     fn tensor(n: usize, c: usize, salt: usize) -> Tensor {
         let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0;
         Tensor::from_vec((0..n * c).map(value).collect::<Vec<_>>(), (n, c), &Device::Cpu).unwrap()
-    }
-
-    #[test]
-    fn a_low_rank_product_is_added_as_if_it_were_made() {
-        for (n, r, c) in [(1, 1, 1), (3, 16, 64), (40, 8, 200), (70, 4, 1537)] {
-            let (y, z, m) = (tensor(n, c, 1), tensor(n, r, 2), tensor(r, c, 3));
-            let want = (&y + (z.matmul(&m).unwrap() * 0.5).unwrap()).unwrap();
-            add_low_rank(&y, &z, &m, 0.5).unwrap();
-            let off = (y - want).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-            assert!(off.to_scalar::<f32>().unwrap() < 2e-6, "({n}, {r}, {c}): {off}");
-        }
-        assert!(add_low_rank(&tensor(3, 4, 0), &tensor(3, 2, 0), &tensor(3, 4, 0), 1.0).is_err());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use super::fused;
 use super::host::{Host, rows_per_task};
 use super::linear::Linear;
+use super::low_rank;
+use super::mat::matmul;
 use super::{Grads, Pass};
 use crate::rng;
 use candle_core::{Result, Tensor};
@@ -24,8 +26,8 @@ impl Lora {
     /// x: (N, in) → (N, out).
     pub fn forward(&self, linear: &Linear, x: &Tensor, pass: Pass) -> Result<Tensor> {
         let y = linear.plain(x)?;
-        let z = self.dropped(x, &linear.name, pass)?.matmul(&self.a.t()?)?; // (N, r)
-        fused::add_low_rank(&y, &z, &self.b.t()?, self.scale)?;
+        let z = low_rank::down(&self.dropped(x, &linear.name, pass)?, &self.a.t()?)?; // (N, r)
+        low_rank::add(&y, &z, &self.b.t()?, self.scale)?;
         Ok(y)
     }
 
@@ -46,9 +48,9 @@ impl Lora {
         }
         let dx = linear.project_back(dy)?;
         if self.drops(pass) {
-            fused::add(&dx, &self.dropped(&dz.matmul(&self.a)?, &linear.name, pass)?)?;
+            fused::add(&dx, &self.dropped(&matmul(&dz, &self.a)?, &linear.name, pass)?)?;
         } else {
-            fused::add_low_rank(&dx, &dz, &self.a, 1.0)?;
+            low_rank::add(&dx, &dz, &self.a, 1.0)?;
         }
         Ok(Some(dx))
     }
@@ -60,15 +62,15 @@ impl Lora {
 
     /// s B A x. x: (N, in), dropout done.
     pub(super) fn delta(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.a.t()?)?.matmul(&self.b.t()?)? * self.scale
+        matmul(&low_rank::down(x, &self.a.t()?)?, &self.b.t()?)? * self.scale
     }
 
     /// Adds dA and dB for the gradient `dy` of s B A x; returns dz: (N, r).
     pub(super) fn weight_grads(&self, name: &str, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
-        let z = x.matmul(&self.a.t()?)?;
-        let dz = (dy.matmul(&self.b)? * self.scale)?;
-        grads.add(&format!("{name}.lora_B.weight"), (dy.t()?.matmul(&z)? * self.scale)?)?;
-        grads.add(&format!("{name}.lora_A.weight"), dz.t()?.matmul(x)?)?;
+        let z = low_rank::down(x, &self.a.t()?)?;
+        let dz = (low_rank::down(dy, &self.b)? * self.scale)?;
+        grads.add(&format!("{name}.lora_B.weight"), (low_rank::across(dy, &z)? * self.scale)?)?;
+        grads.add(&format!("{name}.lora_A.weight"), low_rank::across(x, &dz)?.t()?.contiguous()?)?;
         Ok(dz)
     }
 

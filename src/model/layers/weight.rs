@@ -5,9 +5,9 @@
 //! A panel is a few rows of a frozen matrix in f32. One is alive a thread, and every product refills it: the memory of a
 //! quantized base is its blocks and one panel, however large the matrix.
 
-use super::fused;
-use super::host::{Host, rows_per_task};
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, TensorId, bail};
+use super::host::Host;
+use super::mat::{By, Mat, Onto, matmul, product};
+use candle_core::{Device, Result, Tensor, TensorId, bail};
 use edgeft_quantize::codec;
 use edgeft_runtime::format::{GgmlType, block};
 use parking_lot::Mutex;
@@ -65,55 +65,34 @@ impl Weight {
     /// x Wᵀ. x: (N, in) → (N, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let rows = match self {
-            Self::Dense(w) => return x.matmul(&w.t()?),
-            Self::Rounded(w) => return x.matmul(&w.seen()?.t()?),
+            Self::Dense(w) => return matmul(x, &w.t()?),
+            Self::Rounded(w) => return matmul(x, &w.seen()?.t()?),
             Self::Frozen(rows) => rows,
         };
         let (n, out) = (x.dim(0)?, rows.dims().0);
-        let mut y = Vec::new();
-        let mut whole = None;
-        panels(rows.as_ref(), x.device(), |first, panel| {
-            let part = x.matmul(&panel.t()?)?; // (N, panel rows)
-            let width = part.dim(1)?;
-            if width == out {
-                whole = Some(part);
-                return Ok(());
+        let (hx, mut y) = (Host::strided(x)?, vec![0.0; n * out]);
+        panels(rows.as_ref(), |first, panel| {
+            if n > 0 {
+                product(&mut y[first..], out, hx.mat(), panel.t(), Onto::Nothing, By::All);
             }
-            let part = part.to_device(&Device::Cpu)?;
-            y.resize(n * out, 0.0);
-            let tasks = rows_per_task(width);
-            y.par_chunks_mut(tasks * out).zip(Host::new(&part)?.slice().par_chunks(tasks * width)).for_each(
-                |(y, part)| {
-                    for (y, part) in y.chunks_mut(out).zip(part.chunks(width)) {
-                        y[first..first + width].copy_from_slice(part);
-                    }
-                },
-            );
-            Ok(())
-        })?;
-        match whole {
-            Some(y) => Ok(y),
-            None => Tensor::from_vec(y, (n, out), &Device::Cpu)?.to_device(x.device()),
-        }
+        });
+        Tensor::from_vec(y, (n, out), x.device())
     }
 
     /// dy W: the gradient of x. dy: (N, out) → (N, in).
     pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
         let rows = match self {
-            Self::Dense(w) => return dy.matmul(w),
-            Self::Rounded(w) => return dy.matmul(&w.seen()?),
+            Self::Dense(w) => return matmul(dy, w),
+            Self::Rounded(w) => return matmul(dy, &w.seen()?),
             Self::Frozen(rows) => rows,
         };
-        let mut dx: Option<Tensor> = None;
-        panels(rows.as_ref(), dy.device(), |first, panel| {
-            let part = dy.narrow(1, first, panel.dim(0)?)?.matmul(panel)?; // (N, in)
-            match &dx {
-                Some(sum) => fused::add(sum, &part)?,
-                None => dx = Some(part),
-            }
-            Ok(())
-        })?;
-        dx.ok_or_else(|| candle_core::Error::Msg("a matrix without rows".into()))
+        let (n, (_, width)) = (dy.dim(0)?, rows.dims());
+        let mut dx = vec![0.0; n * width];
+        let hdy = Host::strided(dy)?;
+        panels(rows.as_ref(), |first, panel| {
+            product(&mut dx, width, hdy.mat().columns(first, panel.dims().0), panel, Onto::Sum, By::All);
+        });
+        Tensor::from_vec(dx, (n, width), dy.device())
     }
 
     /// Rows `ids`: (n, in).
@@ -174,15 +153,15 @@ pub struct Rounded {
 
 impl Rounded {
     fn seen(&self) -> Result<Tensor> {
-        let mut seen = self.seen.lock();
-        match &*seen {
-            Some((of, rounded)) if *of == self.master.id() => Ok(rounded.clone()),
-            _ => {
-                let rounded = round_trip(&self.master, self.ty)?;
-                *seen = Some((self.master.id(), rounded.clone()));
-                Ok(rounded)
-            }
+        if let Some((of, rounded)) = &*self.seen.lock()
+            && *of == self.master.id()
+        {
+            return Ok(rounded.clone());
         }
+        // Not under the lock: a thread of the pool that waits for a part of it may take up other work that asks for the same.
+        let rounded = round_trip(&self.master, self.ty)?;
+        *self.seen.lock() = Some((self.master.id(), rounded.clone()));
+        Ok(rounded)
     }
 }
 
@@ -204,47 +183,24 @@ fn round_trip(w: &Tensor, ty: GgmlType) -> Result<Tensor> {
 
 thread_local! {
     /// The buffer of panels; taken while it is in use.
-    static BUFFER: RefCell<Option<Tensor>> = const { RefCell::new(None) };
+    static BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with the number of its first row and the values of each panel, (rows, in), in order. The panel's memory is
-/// written over when `f` returns, so nothing of it may be kept.
-fn panels(rows: &dyn Rows, device: &Device, mut f: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+/// Calls `f` with the number of its first row and the values of each panel, (rows, in), in order.
+fn panels(rows: &dyn Rows, mut f: impl FnMut(usize, Mat)) {
     let (n, width) = rows.dims();
     let most = (PANEL / width.max(1)).clamp(1, n.max(1));
-    let buffer = match BUFFER.take().filter(|b| b.elem_count() >= most * width) {
-        Some(buffer) => buffer,
-        None => Tensor::zeros(PANEL.max(width), DType::F32, &Device::Cpu)?,
-    };
+    let mut buffer = BUFFER.take();
+    if buffer.len() < most * width {
+        buffer = vec![0.0; PANEL.max(width)];
+    }
     for first in (0..n).step_by(most) {
         let len = most.min(n - first);
-        let panel = buffer.narrow(0, 0, len * width)?.reshape((len, width))?;
-        panel.inplace_op1(&Decode { rows, first })?;
-        f(first, &panel.to_device(device)?)?;
+        let panel = &mut buffer[..len * width];
+        panel.par_chunks_mut(width).enumerate().for_each(|(i, out)| rows.decode(first + i, out));
+        f(first, Mat::new(panel, (len, width), width));
     }
-    BUFFER.set(Some(buffer));
-    Ok(())
-}
-
-/// Fills a panel with the rows that begin at `first`.
-struct Decode<'a> {
-    rows: &'a dyn Rows,
-    first: usize,
-}
-
-impl InplaceOp1 for Decode<'_> {
-    fn name(&self) -> &'static str {
-        "decode rows"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("a panel is contiguous f32, got {layout:?}");
-        };
-        let (_, width) = self.rows.dims();
-        values[start..end].par_chunks_mut(width).enumerate().for_each(|(i, out)| self.rows.decode(self.first + i, out));
-        Ok(())
-    }
+    BUFFER.set(buffer);
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use crate::data::batch::Row;
 use crate::model::config::{Config, Family};
+use crate::model::layers::attention::QUERIES;
 use crate::model::layers::head::CHUNK;
 
 /// Without a bound: what blocks keep above this many bytes is computed again instead.
@@ -122,7 +123,7 @@ impl Activations {
         let tokens = tokens(rows) as u64;
         Taken {
             kept: 8 * tokens * self.hidden,
-            block: 4 * tokens * self.forward_floats() + self.attention(rows),
+            block: 4 * tokens * self.forward_floats() + scores(rows),
             head: self.head(rows.iter().map(|r| r.learned()).sum::<usize>() as u64),
         }
     }
@@ -132,15 +133,9 @@ impl Activations {
         let (c, q, kv, f) = (self.hidden, self.q, self.kv, self.wide);
         // What goes down and its gradient; then the gradients of what it is made of. Beside them the stream.
         let feed_forward = if self.decoder { 3 * f + 4 * c } else { 2 * f + 3 * c };
-        // Gradients of queries, keys and values, their copies by head, and the stream; probabilities and their gradient.
-        let attention = 4 * c + 5 * q + 5 * kv;
-        4 * (tokens * feed_forward).max(tokens * attention + 2 * self.attention(rows) / 4)
-    }
-
-    /// Bytes of the probabilities of the largest group: neighbours of equal length are one.
-    fn attention(&self, rows: &[&Row]) -> u64 {
-        let same = rows.chunk_by(|a, b| a.ids.len() == b.ids.len() && a.keys == b.keys);
-        same.map(|g| 4 * self.heads * g.iter().map(|r| (r.ids.len() as u64).pow(2)).sum::<u64>()).max().unwrap_or(0)
+        // The gradient of what attention gave; those of queries, keys and values by query head, and joined; the stream.
+        let attention = 4 * c + 5 * q + 2 * kv;
+        4 * tokens * feed_forward.max(attention) + 2 * scores(rows)
     }
 
     /// Logits, which become their gradient, a chunk at a time, and the hidden states of what is learned.
@@ -246,6 +241,12 @@ impl Activations {
         }
         out
     }
+}
+
+/// Bytes of the scores that each thread has at hand.
+fn scores(rows: &[&Row]) -> u64 {
+    let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+    (4 * rayon::current_num_threads() * QUERIES.min(longest) * longest) as u64
 }
 
 fn tokens(rows: &[&Row]) -> usize {
