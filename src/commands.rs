@@ -34,8 +34,11 @@ use std::process::ExitCode;
 pub fn main(cli: Cli) -> ExitCode {
     leave_when_nobody_reads();
     let global = &cli.global;
-    // One pool for all: candle's GEMM and our loops share it.
-    if let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global() {
+    // One pool for all: candle's GEMM and our loops share it. A trainer works on a thread of it (see its `run`); where nothing
+    // else asks the pool for work that is this one, whose memory the allocator keeps closer together.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(global.threads());
+    let pool = if matches!(cli.verb, Verb::Tune(_)) { pool.use_current_thread() } else { pool };
+    if let Err(e) = pool.build_global() {
         eprintln!("error: cannot start {} threads: {e}", global.threads());
         return ExitCode::from(1);
     }

@@ -181,6 +181,12 @@ impl Checkpoint {
         (stored + values) as u64
     }
 
+    /// Bytes of a model that travels inside this program: its pages stay in memory once they were read.
+    pub fn embedded_bytes(&self) -> u64 {
+        let embedded = |bytes: &Bytes| matches!(bytes, Bytes::Embedded(_));
+        self.files.iter().filter(|(_, bytes)| embedded(bytes)).map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)

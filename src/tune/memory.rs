@@ -3,23 +3,23 @@
 //! - [`activations`]: what a micro-batch takes, and how it is cut in parts
 //! - [`weights`]: how many weights are read, and how many of them are trained
 //!
-//! Planned against the peak resident set that was measured, on Linux with glibc, two threads, 2026-11-27; random weights
-//! where no name is given. Planned is the worst of an epoch, measured is after one to four steps of it:
+//! Planned against the peak resident set that was measured, on Linux with glibc, two threads, 2026-11-28; random weights
+//! where no name is given. Planned is the worst of an epoch, measured is after four steps of it, or forty of sentences:
 //!
 //! | network | rows | planned MiB | measured MiB | off |
 //! |---|---|---|---|---|
-//! | 6 layers, C 512, F 1376, V 32000, f32 file | 1 of 128 tokens | 295 | 281 | +4.8 % |
-//! | the same | 4 of 256 | 507 | 495 | +2.5 % |
-//! | the same | 2 of 512 | 525 | 527 | -0.4 % |
-//! | the same | 1 of 1024 | 573 | 585 | -2.0 % |
-//! | the same, `--method full` | 4 of 128 | 1044 | 998 | +4.6 % |
-//! | 12 layers, C 576, F 1536, V 49152, f16 file | 2 of 256 | 628 | 617 | +1.8 % |
-//! | the same | 8 of 256 | 1267 | 1230 | +3.0 % |
-//! | MiniLM (BERT, 6 layers, C 384), a classifier | 16 of 64 | 316 | 309 | +2.3 % |
-//! | the same | 16 of 256 | 991 | 996 | -0.5 % |
-//! | the same | 16 sentences | 198 | 189 | +4.7 % |
-//! | stories260K | 16 of 256 | 233 | 226 | +3.1 % |
-//! | nano | 16 sentences | 106 | 115 | -8.1 % |
+//! | 6 layers, C 512, F 1376, V 32000, tied, f32 file | 1 of 128 tokens | 217 | 204 | +6.7 % |
+//! | the same | 4 of 256 | 342 | 351 | -2.6 % |
+//! | the same | 2 of 512 | 342 | 348 | -1.7 % |
+//! | the same | 1 of 1024 | 342 | 341 | +0.1 % |
+//! | the same, `--method full` | 4 of 128 | 767 | 761 | +0.8 % |
+//! | 12 layers, C 576, F 1536, V 49152, tied, f16 file | 2 of 256 | 524 | 521 | +0.7 % |
+//! | the same | 8 of 256 | 667 | 680 | -1.9 % |
+//! | MiniLM (BERT, 6 layers, C 384), a classifier | 16 of 64 | 251 | 252 | -0.7 % |
+//! | the same | 16 of 256 | 616 | 644 | -4.3 % |
+//! | the same | 16 sentences | 213 | 208 | +2.3 % |
+//! | stories260K | 16 of 256 | 97 | 88 | +11.0 % |
+//! | nano | 16 sentences | 142 | 148 | -3.9 % |
 
 pub mod activations;
 pub mod weights;
@@ -49,7 +49,7 @@ pub struct Terms {
     pub adapters: u64,
     /// AdamW's two moments.
     pub moments: u64,
-    /// Gradients of what is trained, and the largest of them once more while it is summed or applied.
+    /// Gradients of what is trained, and the largest of them once more, or twice, while it is summed or applied.
     pub gradients: u64,
     /// Activations at the worst moment of the worst micro-batch.
     pub activations: Taken,
@@ -126,8 +126,13 @@ impl Plan {
             weights: weights.bytes,
             adapters: if full { 0 } else { 4 * weights.trained },
             moments: 8 * weights.trained,
-            // Halves of a batch are learned from side by side, each with gradients of its own; not of whole matrices.
-            gradients: 4 * (if full { 1 } else { 2 } * weights.trained + weights.largest),
+            // Halves of a batch are learned from side by side, each with gradients of its own. Not of whole matrices; there the
+            // largest is the table of words, whose two gradients are summed when it is the head too.
+            gradients: if full {
+                4 * (weights.trained + 2 * weights.largest)
+            } else {
+                4 * (2 * weights.trained + weights.largest)
+            },
             activations: Taken::default(),
             loading: weights.loading,
         };

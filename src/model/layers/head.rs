@@ -105,10 +105,18 @@ pub fn linear_cross_entropy(
     let learned: Vec<u32> = targets.iter().flatten().copied().collect();
     let mut loss = LossSum::default();
     let mut parts = Vec::new();
+    // One place for the logits of every chunk: the system is slow to give so much anew.
+    let room = Tensor::zeros((rows.len().min(CHUNK), head.dims()?.0), h.dtype(), h.device())?;
     for (rows, learned) in rows.chunks(CHUNK).zip(learned.chunks(CHUNK)) {
         let index = Tensor::new(rows, h.device())?;
         let x = h.index_select(&index, 0)?;
-        let logits = head.forward(&x, super::Pass::EVAL)?;
+        let logits = if head.adapter.is_none() {
+            let logits = room.narrow(0, 0, rows.len())?;
+            head.plain_into(&x, &logits)?;
+            logits
+        } else {
+            head.forward(&x, super::Pass::EVAL)?
+        };
         let (sum, dlogits) = cross_entropy(logits, learned, weight.unwrap_or(0.0))?;
         loss += sum;
         if weight.is_some() {

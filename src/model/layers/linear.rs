@@ -81,6 +81,12 @@ impl Linear {
         Ok(y)
     }
 
+    /// [`Linear::plain`] in the place of y: (N, out).
+    pub(super) fn plain_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        self.weight.forward_into(x, y)?;
+        self.bias.as_ref().map_or(Ok(()), |b| fused::add_row(y, b))
+    }
+
     /// x Wᵀ: (N, in) → (N, out).
     pub(super) fn project(&self, x: &Tensor) -> Result<Tensor> {
         self.weight.forward(x)

@@ -5,6 +5,7 @@
 //! A panel is a few rows of a frozen matrix in f32. One is alive a thread, and every product refills it: the memory of a
 //! quantized base is its blocks and one panel, however large the matrix.
 
+use super::fused;
 use super::host::Host;
 use super::mat::{By, Mat, Onto, matmul, product};
 use candle_core::{Device, Result, Tensor, TensorId, bail};
@@ -70,13 +71,25 @@ impl Weight {
             Self::Frozen(rows) => rows,
         };
         let (n, out) = (x.dim(0)?, rows.dims().0);
-        let (hx, mut y) = (Host::strided(x)?, vec![0.0; n * out]);
-        panels(rows.as_ref(), |first, panel| {
-            if n > 0 {
-                product(&mut y[first..], out, hx.mat(), panel.t(), Onto::Nothing, By::All);
-            }
-        });
+        let mut y = vec![0.0; n * out];
+        by_panels(rows.as_ref(), &Host::strided(x)?, &mut y);
         Tensor::from_vec(y, (n, out), x.device())
+    }
+
+    /// x Wᵀ in the place of y: (N, out).
+    pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let ((n, input), (out, width)) = (x.dims2()?, self.dims()?);
+        if (input, y.dims2()?) != (width, (n, out)) {
+            bail!("({n}, {input}) by ({out}, {width})ᵀ in the place of {:?}: the shapes do not fit", y.shape());
+        }
+        let hx = Host::strided(x)?;
+        let dense = match self {
+            Self::Frozen(rows) => return fused::change(y, |y| by_panels(rows.as_ref(), &hx, y)),
+            Self::Dense(w) => w,
+            Self::Rounded(w) => &w.seen()?,
+        };
+        let w = Host::strided(dense)?;
+        fused::change(y, |y| product(y, out, hx.mat(), w.mat().t(), Onto::Nothing, By::All))
     }
 
     /// dy W: the gradient of x. dy: (N, out) → (N, in).
@@ -186,6 +199,16 @@ thread_local! {
     static BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// y = x Wᵀ, row by row.
+fn by_panels(rows: &dyn Rows, x: &Host, y: &mut [f32]) {
+    let out = rows.dims().0;
+    panels(rows, |first, panel| {
+        if x.mat().dims().0 > 0 {
+            product(&mut y[first..], out, x.mat(), panel.t(), Onto::Nothing, By::All);
+        }
+    });
+}
+
 /// Calls `f` with the number of its first row and the values of each panel, (rows, in), in order.
 fn panels(rows: &dyn Rows, mut f: impl FnMut(usize, Mat)) {
     let (n, width) = rows.dims();
@@ -242,6 +265,11 @@ mod tests {
             let (frozen, dense) = both(n, width);
             let x = noise(3, width);
             assert!(differ(&frozen.forward(&x).unwrap(), &dense.forward(&x).unwrap()) < 1e-3, "{n} forward");
+            let into = noise(3, n);
+            for weight in [&frozen, &dense] {
+                weight.forward_into(&x, &into).unwrap();
+                assert_eq!(differ(&into, &weight.forward(&x).unwrap()), 0.0, "{n} in place");
+            }
             let dy = noise(3, n);
             assert!(differ(&frozen.backward(&dy).unwrap(), &dense.backward(&dy).unwrap()) < 1e-2, "{n} backward");
             let ids = [0, n as u32 - 1, 5, 5];

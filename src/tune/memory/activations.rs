@@ -1,17 +1,17 @@
 //! What the forward keeps and the backward makes on the way, and how a micro-batch is cut so that it fits.
 //!
-//! A block keeps its tensors for the backward, or only its input when it is computed again (Chen et al., arXiv:1604.06174).
-//! As few blocks as the room asks for are computed again, the lowest first: they are needed last, when all others are gone.
-//! The topmost is needed first, so it is always kept.
-//! A micro-batch that is still too large is computed in parts whose gradients are summed: the same gradient, and the same
-//! dropout and noise, since both are drawn by the token's place in the micro-batch.
+//! A micro-batch that is too large is computed in parts whose gradients are summed: the same gradient, and the same dropout
+//! and noise, since both are drawn by the token's place in the micro-batch.
+//! Where parts would be small, a block keeps only its input for the backward and is computed again (Chen et al.,
+//! arXiv:1604.06174). As few blocks as the room asks for are, the lowest first: they are needed last, when all others are
+//! gone. The topmost is needed first, so it is always kept.
 
 use crate::data::batch::Row;
 use crate::model::config::{Config, Family};
 use crate::model::layers::attention::QUERIES;
 use crate::model::layers::head::CHUNK;
 
-/// Without a bound: what blocks keep above this many bytes is computed again instead.
+/// Without a bound: a micro-batch whose blocks keep more than this many bytes is cut in parts, or computed again.
 const KEEP_BYTES: u64 = 512 << 20;
 /// Parts of fewer tokens than this cost more time than computing activations again.
 const LEAST_PART: usize = 512;
@@ -19,7 +19,7 @@ const LEAST_PART: usize = 512;
 /// The shapes that decide what a micro-batch takes.
 #[derive(Debug, Clone)]
 pub struct Activations {
-    /// Bytes that a part may take; without a bound, micro-batches stay whole.
+    /// Bytes that a part may take; without a bound, [`KEEP_BYTES`] of them may be kept.
     pub room: Option<u64>,
     /// Each row by itself.
     pub no_pack: bool,
@@ -193,18 +193,19 @@ impl Activations {
         if self.no_pack {
             return rows.chunk_by(|_, b| !b.begins()).map(|unit| (unit, self.again(unit))).collect();
         }
-        let Some(room) = self.room else { return vec![(rows, self.again(rows))] };
-        if self.taken(rows, 0).peak() <= room {
+        if self.fits(rows, 0) {
             return vec![(rows, 0)];
         }
-        let kept = self.cut(rows, |part| self.taken(part, 0).peak() <= room);
-        let fits = |part: &&[&Row]| self.taken(part, 0).peak() <= room;
+        // Parts that keep all cost less time than a whole that computes again, unless they are small.
+        let kept = self.cut_evenly(rows, |part| self.fits(part, 0));
         let enough = |part: &&[&Row]| tokens(part) >= LEAST_PART;
-        let all_but_last = &kept[..kept.len() - 1];
-        if kept.iter().all(fits) && all_but_last.iter().all(enough) {
+        if kept.iter().all(|part| self.fits(part, 0)) && kept[..kept.len() - 1].iter().all(enough) {
             return kept.into_iter().map(|part| (part, 0)).collect();
         }
-        let parts = self.cut(rows, |part| self.taken(part, self.most_again()).peak() <= room);
+        if self.room.is_none() {
+            return vec![(rows, self.again(rows))];
+        }
+        let parts = self.cut(rows, |part| self.fits(part, self.most_again()));
         parts.into_iter().map(|part| (part, self.again(part))).collect()
     }
 
@@ -217,13 +218,29 @@ impl Activations {
         }
     }
 
+    /// Whether rows that compute so many blocks again stay within the bound.
+    fn fits(&self, rows: &[&Row], again: u64) -> bool {
+        match self.room {
+            Some(room) => self.taken(rows, again).peak() <= room,
+            None => self.held(tokens(rows) as u64, again) <= KEEP_BYTES,
+        }
+    }
+
     /// The fewest blocks whose second forward makes the rest fit; all of them where nothing does.
     fn again(&self, rows: &[&Row]) -> usize {
-        let fits = |again: &u64| match self.room {
-            Some(room) => self.taken(rows, *again).peak() <= room,
-            None => self.held(tokens(rows) as u64, *again) <= KEEP_BYTES,
-        };
+        let fits = |again: &u64| self.fits(rows, *again);
         (0..self.most_again()).find(fits).unwrap_or(self.most_again()) as usize
+    }
+
+    /// As few parts as fit, of much the same size.
+    fn cut_evenly<'a>(&self, rows: &'a [&'a Row], fits: impl Fn(&[&Row]) -> bool) -> Vec<&'a [&'a Row]> {
+        const STEPS: usize = 16;
+        let (all, fewest) = (tokens(rows), self.cut(rows, &fits));
+        let even = (0..STEPS).map(|step| {
+            let most = (all / fewest.len()).max(1) * (STEPS + step) / STEPS;
+            self.cut(rows, |part| tokens(part) <= most && fits(part))
+        });
+        even.into_iter().find(|parts| parts.len() == fewest.len()).unwrap_or(fewest)
     }
 
     /// Parts that fit, as long as can be; an example that does not is a part by itself.

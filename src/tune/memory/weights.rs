@@ -106,6 +106,7 @@ impl Weights {
             read += n;
             bytes += 4 * n;
         }
+        bytes += checkpoint.embedded_bytes();
         (out.read, out.projections, out.bytes, out.loading) = (read, projections, bytes, loading);
         out
     }
