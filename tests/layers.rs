@@ -196,7 +196,7 @@ const UNSAFE: [&str; 17] = [
     "runtime/src/capi/results.rs",
     "runtime/src/capi/seeds.rs",
     "src/model/layers/mat.rs", // the call of the GEMM
-    "src/model/load.rs", // the line that maps safetensors, and the one that gives their pages back
+    "src/model/load.rs",       // the line that maps safetensors, and the one that gives their pages back
 ];
 
 /// Longer than others because their idea is: formats read field by field, a kernel for each block type, and tables of cases.

@@ -4,8 +4,8 @@
 //! are read or written. Both rates are measured for a fraction of a second on shapes of the model at hand, at their best: a
 //! machine that does other things at the same time takes longer than is said here. What a GEMM of few columns or an
 //! exponential costs against these two is a constant below, from runs of five networks on one AVX-512 core. Said against
-//! the processor's time there: 1.03 (6 layers of 512, rows of 256), 0.98 (the same, rows of 1024), 0.66 (12 layers of 576),
-//! 1.00 (stories260K), 0.62 (nano), 0.48 (MiniLM): take it as half to all of what it will be.
+//! the time that it took there, on another such core, 2026-11-28: 1.04 (6 layers of 512, rows of 256), 0.90 (the same, 1024),
+//! 0.67 (12 layers of 576), 1.03 (stories260K), 0.66 (nano), 0.65 (MiniLM): take it as six tenths to all of what it will be.
 
 use super::config::{Method, TuneConfig};
 use super::memory::{Activations, Weights};
@@ -86,11 +86,11 @@ impl Work {
             out.flops += tokens * 2.0 * weights.projections as f64 * (forwards + 1.0 + full);
             out.flops += tokens * 6.0 * beside / LOW_RANK;
             // Scores and values forward; in the backward the scores again, and four products more.
-            out.flops += narrow * tokens * tokens * a.attention_width() * (4.0 * forwards + 10.0);
+            out.flops += narrow * a.pairs(tokens) * a.attention_width() * (4.0 * forwards + 10.0);
             out.flops += learned * 2.0 * a.logits_width() * (2.0 + full);
             out.floats += tokens * a.passes(forwards) + learned * 8.0 * a.vocab() as f64;
             out.floats +=
-                tokens * tokens * a.heads_in_all() * (4.0 * forwards + 8.0 + EXP * a.seen() * (forwards + 1.0));
+                a.pairs(tokens) * a.heads_in_all() * (4.0 * forwards + 8.0) + a.exps(tokens) * EXP * (forwards + 1.0);
         }
         out
     }
@@ -100,7 +100,7 @@ impl Work {
         let mut out = Self::default();
         for row in rows {
             let (tokens, learned) = (row.ids.len() as f64, row.learned() as f64);
-            out.flops += tokens * 2.0 * weights.projections as f64 + tokens * tokens * a.attention_width() * 4.0;
+            out.flops += tokens * 2.0 * weights.projections as f64 + a.pairs(tokens) * a.attention_width() * 4.0;
             out.flops += learned * 2.0 * a.logits_width();
             out.floats += tokens * a.passes(0.5) + learned * 5.0 * a.vocab() as f64;
         }

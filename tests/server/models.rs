@@ -102,6 +102,9 @@ fn what_is_said_of_the_models_is_each_ones_own() {
     assert_ne!(tokens("tiny"), tokens("other"));
     assert_eq!(get(&server, "/v2/models/labels").json()["outputs"][0]["name"], "label");
     assert_eq!(get(&server, "/v2/models/other").json()["outputs"][0]["name"], "text");
+    let description = get(&server, "/openapi.json").json();
+    assert_eq!(description["info"]["title"], format!("edgeft serve: {}", NAMES.join(", ")));
+    assert_eq!(description["paths"]["/v2/models/{name}"]["get"]["parameters"][0]["schema"]["enum"], json!(NAMES));
 }
 
 #[test]

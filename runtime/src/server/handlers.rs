@@ -51,7 +51,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 }
 
 pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
-    Json(openapi::document(app.names.of(Target::default()), app.keys.needed()))
+    Json(openapi::document(&app.names, app.keys.needed()))
 }
 
 pub(super) async fn models(State(app): State<App>) -> Json<Value> {

@@ -1,5 +1,6 @@
 //! `/openapi.json`: the table of routes and the tables of fields, in OpenAPI 3.1.
 
+use super::names::Names;
 use super::routes::{Gives, ROUTES, Route, Verb};
 use super::schema;
 use serde_json::{Map, Value, json};
@@ -20,11 +21,12 @@ const ERRORS: [(&str, &str); 11] = [
 ];
 
 /// The document.
-pub(super) fn document(model: &str, needs_key: bool) -> Value {
+pub(super) fn document(names: &Names, needs_key: bool) -> Value {
+    let names: Vec<&str> = names.all().iter().map(|(name, _)| &**name).collect();
     let mut paths = Map::new();
     for route in ROUTES {
         let methods = paths.entry(route.path).or_insert_with(|| json!({}));
-        methods[route.verb.as_str().to_ascii_lowercase()] = operation(route, needs_key);
+        methods[route.verb.as_str().to_ascii_lowercase()] = operation(route, &names, needs_key);
     }
     let error = json!({"type": "object", "required": ["error"], "properties": {"error":
         {"type": "object", "required": ["message", "type", "param", "code"], "properties": {
@@ -33,7 +35,7 @@ pub(super) fn document(model: &str, needs_key: bool) -> Value {
     let error_v2 = json!({"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}});
     json!({
         "openapi": "3.1.0",
-        "info": {"title": format!("edgeft serve: {model}"), "version": env!("CARGO_PKG_VERSION")},
+        "info": {"title": format!("edgeft serve: {}", names.join(", ")), "version": env!("CARGO_PKG_VERSION")},
         "paths": paths,
         "components": {
             "schemas": {"Error": error, "ErrorV2": error_v2},
@@ -42,7 +44,7 @@ pub(super) fn document(model: &str, needs_key: bool) -> Value {
     })
 }
 
-fn operation(route: &Route, needs_key: bool) -> Value {
+fn operation(route: &Route, names: &[&str], needs_key: bool) -> Value {
     let mut responses = Map::new();
     let content = match route.gives {
         Gives::Json => json!({"application/json": {"schema": {"type": "object"}}}),
@@ -63,7 +65,8 @@ fn operation(route: &Route, needs_key: bool) -> Value {
         out["requestBody"] = json!({"required": true, "content": content});
     }
     if route.path.contains("{name}") {
-        out["parameters"] = json!([{"name": "name", "in": "path", "required": true, "schema": {"type": "string"}}]);
+        out["parameters"] =
+            json!([{"name": "name", "in": "path", "required": true, "schema": {"type": "string", "enum": names}}]);
     }
     if needs_key && !route.open {
         out["security"] = json!([{"key": []}]);

@@ -299,8 +299,7 @@ mod tests {
                 let own = (s.start + t) * wide + h * d;
                 let at = |j: usize| (s.start + j) * narrow + h * a.n_kv_heads / a.n_heads * d;
                 let dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| x[i + c] * y[j + c]).sum::<f64>();
-                let e: Vec<f64> =
-                    seen.iter().map(|j| (f64::from(a.scale) * dot(&q, own, &k, at(*j))).exp()).collect();
+                let e: Vec<f64> = seen.iter().map(|j| (f64::from(a.scale) * dot(&q, own, &k, at(*j))).exp()).collect();
                 let sum: f64 = e.iter().sum();
                 let dp: Vec<f64> = seen.iter().map(|j| dot(&dy, own, &v, at(*j))).collect();
                 let along: f64 = e.iter().zip(&dp).map(|(e, dp)| e / sum * dp).sum();
@@ -323,9 +322,13 @@ mod tests {
     /// block; heads that share keys.
     #[test]
     fn a_few_queries_at_a_time_give_what_all_pairs_give() {
-        for (n_heads, n_kv_heads, causal, window) in
-            [(4, 2, true, None), (2, 2, false, None), (6, 1, true, Some(7)), (2, 1, true, Some(100)), (2, 2, true, Some(1))]
-        {
+        for (n_heads, n_kv_heads, causal, window) in [
+            (4, 2, true, None),
+            (2, 2, false, None),
+            (6, 1, true, Some(7)),
+            (2, 1, true, Some(100)),
+            (2, 2, true, Some(1)),
+        ] {
             let a = Attention { n_heads, n_kv_heads, head_dim: 8, scale: 0.35, causal, window };
             let mut segments = Vec::new();
             let mut n = 0;

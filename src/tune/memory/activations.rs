@@ -173,9 +173,15 @@ impl Activations {
         self.q as f64 / self.heads as f64
     }
 
-    /// Share of the pairs of tokens whose probability is computed.
-    pub fn seen(&self) -> f64 {
-        if self.decoder { 0.5 } else { 1.0 }
+    /// Pairs of tokens of a row whose score is multiplied out: a decoder's queries see what came before, some of them at a time.
+    pub fn pairs(&self, tokens: f64) -> f64 {
+        if self.decoder { tokens * (tokens + tokens.min(QUERIES as f64)) / 2.0 } else { tokens * tokens }
+    }
+
+    /// Probabilities of a row's pairs of tokens, in all layers and heads.
+    pub fn exps(&self, tokens: f64) -> f64 {
+        let pairs = if self.decoder { tokens * (tokens + 1.0) / 2.0 } else { tokens * tokens };
+        pairs * self.heads_in_all()
     }
 
     /// Multiply-adds of a token's logits.
