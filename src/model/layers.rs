@@ -27,6 +27,8 @@ pub mod ia3;
 pub mod linear;
 pub mod lora;
 pub mod low_rank;
+#[cfg(test)]
+mod made;
 pub mod mat;
 pub mod math;
 pub mod nf4;

@@ -274,13 +274,8 @@ fn blocks<'a>(segments: &[Segment], width: usize, mut out: &'a mut [f32]) -> Res
 
 #[cfg(test)]
 mod tests {
+    use super::super::made::tensor;
     use super::*;
-    use candle_core::Device;
-
-    fn tensor(n: usize, c: usize, salt: usize) -> Tensor {
-        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0;
-        Tensor::from_vec((0..n * c).map(value).collect::<Vec<_>>(), (n, c), &Device::Cpu).unwrap()
-    }
 
     fn values(t: &Tensor) -> Vec<f64> {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()

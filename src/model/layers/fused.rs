@@ -95,13 +95,8 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
 
 #[cfg(test)]
 mod tests {
+    use super::super::made::tensor;
     use super::*;
-    use candle_core::Device;
-
-    fn tensor(n: usize, c: usize, salt: usize) -> Tensor {
-        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0;
-        Tensor::from_vec((0..n * c).map(value).collect::<Vec<_>>(), (n, c), &Device::Cpu).unwrap()
-    }
 
     #[test]
     fn a_row_is_added_to_every_row() {

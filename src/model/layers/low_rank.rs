@@ -269,13 +269,8 @@ fn strip<S: Simd, const N: usize, const W: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::made::tensor;
     use super::*;
-    use candle_core::Device;
-
-    fn tensor(n: usize, c: usize, salt: usize) -> Tensor {
-        let value = |i: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0;
-        Tensor::from_vec((0..n * c).map(value).collect::<Vec<_>>(), (n, c), &Device::Cpu).unwrap()
-    }
 
     /// (N, r, C): a row, no whole group of rows, ranks within, at and over a vector, more tokens than a block, a rank that is
     /// the GEMM's.

@@ -179,12 +179,8 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::made::{numbers, tensor};
     use super::*;
-    use candle_core::Device;
-
-    fn numbers(n: usize, salt: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1000.0 - 1.0).collect()
-    }
 
     /// The definition.
     fn plain(a: Mat, b: Mat) -> Vec<f32> {
@@ -217,8 +213,7 @@ mod tests {
 
     #[test]
     fn tensors_are_taken_as_they_lie() {
-        let a = Tensor::from_vec(numbers(60, 1), (10, 6), &Device::Cpu).unwrap();
-        let b = Tensor::from_vec(numbers(40, 2), (10, 4), &Device::Cpu).unwrap();
+        let (a, b) = (tensor(10, 6, 1), tensor(10, 4, 2));
         let (at, b) = (a.narrow(1, 1, 3).unwrap().t().unwrap(), b.narrow(0, 0, 10).unwrap());
         let off = (matmul(&at, &b).unwrap() - at.contiguous().unwrap().matmul(&b).unwrap()).unwrap();
         assert!(off.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6);
