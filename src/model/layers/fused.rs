@@ -1,4 +1,4 @@
-//! Sums in place: what would else be a product, a scaling and an addition, each with a matrix of its own. The target must
+//! Changes in place: what would else be a matrix of its own. The target must
 //! be a tensor that nobody else holds: candle's tensors share their storage when they are cloned.
 
 use super::host::{Host, rows_per_task};
@@ -47,7 +47,7 @@ pub fn change(y: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
 }
 
 /// The same beside those of x, of the same shape.
-pub fn change_by(y: &Tensor, x: &Tensor, f: impl Fn(&mut [f32], &[f32])) -> Result<()> {
+fn change_by(y: &Tensor, x: &Tensor, f: impl Fn(&mut [f32], &[f32])) -> Result<()> {
     if y.shape() != x.shape() {
         bail!("{:?} is changed by {:?}: the shapes do not fit", y.shape(), x.shape());
     }

@@ -70,7 +70,10 @@ impl Weight {
             Self::Rounded(w) => return matmul(x, &w.seen()?.t()?),
             Self::Frozen(rows) => rows,
         };
-        let (n, out) = (x.dim(0)?, rows.dims().0);
+        let ((n, input), (out, width)) = (x.dims2()?, rows.dims());
+        if input != width {
+            bail!("({n}, {input}) by ({out}, {width})ᵀ: the shapes do not fit");
+        }
         let mut y = vec![0.0; n * out];
         by_panels(rows.as_ref(), &Host::strided(x)?, &mut y);
         Tensor::from_vec(y, (n, out), x.device())
@@ -99,7 +102,10 @@ impl Weight {
             Self::Rounded(w) => return matmul(dy, &w.seen()?),
             Self::Frozen(rows) => rows,
         };
-        let (n, (_, width)) = (dy.dim(0)?, rows.dims());
+        let ((n, given), (out, width)) = (dy.dims2()?, rows.dims());
+        if given != out {
+            bail!("({n}, {given}) by ({out}, {width}): the shapes do not fit");
+        }
         let mut dx = vec![0.0; n * width];
         let hdy = Host::strided(dy)?;
         panels(rows.as_ref(), |first, panel| {
@@ -294,6 +300,23 @@ mod tests {
         let moved = (&master * 1.5).unwrap();
         *weight.trainable().unwrap() = moved.clone();
         assert_eq!(differ(&weight.dense().unwrap(), &round_trip(&moved, GgmlType::Q4_0).unwrap()), 0.0);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_an_error_in_every_form() {
+        let (frozen, dense) = both(24, 40);
+        for weight in [frozen, dense] {
+            let refused = [
+                weight.forward(&noise(3, 41)).err(),
+                weight.backward(&noise(3, 25)).err(),
+                weight.forward_into(&noise(3, 41), &noise(3, 24)).err(),
+                weight.forward_into(&noise(3, 40), &noise(4, 24)).err(),
+            ];
+            for error in refused {
+                let error = error.expect("refused").to_string();
+                assert!(error.contains("the shapes do not fit"), "{error}");
+            }
+        }
     }
 
     #[test]
